@@ -1,0 +1,89 @@
+/* kernels/kern.c: picks a CPU twin by name, or the best that this processor runs. */
+#include "kernels/kern.h"
+
+#include <string.h>
+
+#include "kernels/isa.h"
+
+#define FILL(isa, k)             \
+    do {                         \
+        if (fill_pack_##isa) fill_pack_##isa(k); \
+        if (fill_conv_##isa) fill_conv_##isa(k); \
+        if (fill_gemm_##isa) fill_gemm_##isa(k); \
+        if (fill_attn_##isa) fill_attn_##isa(k); \
+        if (fill_attn_back_##isa) fill_attn_back_##isa(k); \
+        if (fill_norm_##isa) fill_norm_##isa(k); \
+        if (fill_act_##isa) fill_act_##isa(k); \
+        if (fill_elem_##isa) fill_elem_##isa(k); \
+        if (fill_resample_##isa) fill_resample_##isa(k); \
+        if (fill_reduce_##isa) fill_reduce_##isa(k); \
+        if (fill_adamw_##isa) fill_adamw_##isa(k); \
+        if (fill_rand_##isa) fill_rand_##isa(k); \
+    } while (0)
+
+static void fill_portable(struct kern *k) { FILL(portable, k); }
+static bool has_portable(void) { return true; }
+
+#if defined(__x86_64__)
+static void fill_avx2(struct kern *k) { FILL(avx2, k); }
+static void fill_avx512(struct kern *k) { FILL(avx512, k); }
+static void fill_avx512bf16(struct kern *k) { FILL(avx512bf16, k); }
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+static const struct {
+    const char *name;
+    bool (*has)(void);
+    void (*fill)(struct kern *k);
+} sets[] = {
+    { "portable", has_portable, fill_portable },
+#if defined(__x86_64__)
+    { "avx2", has_avx2, fill_avx2 },
+    { "avx512", has_avx512, fill_avx512 },
+    { "avx512bf16", has_avx512bf16, fill_avx512bf16 },
+#endif
+};
+
+enum { N_SETS = sizeof sets / sizeof *sets };
+
+static struct kern twin[N_SETS];
+static const char *names[N_SETS + 1];
+
+/* The tables hold constants only; whoever fills one twice writes the same values again. */
+__attribute__((constructor)) static void fill_all(void)
+{
+    for (int i = 0; i < N_SETS; i++) {
+        names[i] = sets[i].name;
+        twin[i].name = twin[i].isa = sets[i].name;
+        twin[i].computes = true;
+        sets[i].fill(&twin[i]);
+    }
+}
+
+const char *const *kern_cpu_names(void)
+{
+    return names;
+}
+
+const struct kern *kern_cpu(const char *isa)
+{
+    for (int i = N_SETS - 1; i >= 0; i--)
+        if ((!isa || !strcmp(isa, sets[i].name)) && sets[i].has())
+            return &twin[i];
+    return NULL;
+}

@@ -1,0 +1,31 @@
+/* tests/bench/bench.h: what the parts of `make bench` share. All rates are per CPU second of the whole process, summed
+ * over threads, so that other work on the machine disturbs them little; peaks are measured the same way in the same
+ * run. */
+#ifndef UNICON_TESTS_BENCH_H
+#define UNICON_TESTS_BENCH_H
+
+#include <stdbool.h>
+#include "kernels/kern.h"
+
+/* CPU seconds of this process so far. */
+double bench_now(void);
+
+/* Least CPU seconds of one call of f(arg), over at least three calls and a fifth of a second. Negative if f fails. */
+double bench_time(int (*f)(void *arg), void *arg);
+
+/* Peaks per CPU second with n threads at once: f32 fused multiply-adds and bf16 dot products in registers (GFLOP/s; 0
+ * where the processor has none), copy of two arrays of `bytes` in all (GB/s, read + written). */
+double peak_f32(int n_threads);
+double peak_bf16(int n_threads);
+double peak_copy(int n_threads, size_t bytes);
+
+/* Peers, for the same work. Seconds as bench_time; negative when the library is not in this build, or cannot. */
+const char *peer_blas_name(void);
+double peer_blas(int n_threads, int64_t M, int64_t N, int64_t K);              /* f32 C = A B^T */
+
+const char *peer_dnn_name(void);
+/* Weights in the layout that the library chooses, reordered once; activations channels-last. */
+double peer_dnn_conv(int n_threads, enum dtype type, int64_t B, const struct kgeom *g, bool dx);
+double peer_dnn_matmul(int n_threads, enum dtype type, int64_t M, int64_t N, int64_t K);
+
+#endif
