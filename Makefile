@@ -81,9 +81,7 @@ CPU := $(wildcard kernels/*_cpu.c)
 SRC := $(filter-out $(CPU) $(if $(CUDA_VERSION),kernels/cuda_none.c),$(wildcard kernels/*.c core/*.c core/*/*.c \
     store/*.c store/*/*.c jobs/*.c))
 CU := $(if $(CUDA_VERSION),$(wildcard kernels/*_cuda.cu))
-# The CPU twins are one object, so that no linker leaves out a file which kern.c asks for only weakly (kernels/isa.h).
-TWINS := $B/kernels/kern.o $(foreach i,$(ISAS),$(CPU:%.c=$B/%.$i.o))
-OBJ := $(filter-out $B/kernels/kern.o,$(SRC:%.c=$B/%.o)) $B/kernels/twins.o $(CU:%.cu=$B/%.cu.o)
+OBJ := $(SRC:%.c=$B/%.o) $(foreach i,$(ISAS),$(CPU:%.c=$B/%.$i.o)) $(CU:%.cu=$B/%.cu.o)
 PROGRAMS := $(patsubst cmd/%.c,$(BIN)/%,$(wildcard cmd/unicon-*.c))
 CMD := $(patsubst %.c,$B/%.o,$(filter-out cmd/unicon-%,$(wildcard cmd/*.c)))
 KIT := $(patsubst %.c,$B/%.o,$(filter-out tests/t_%,$(wildcard tests/*.c)))
@@ -92,8 +90,8 @@ SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
-HEADERS := $(filter-out core/banned.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h kernels/dev.h core/*.h \
-    core/*/*.h))
+HEADERS := $(filter-out core/banned.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h kernels/dev.h \
+    core/*.h core/*/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))
 
@@ -110,10 +108,8 @@ $1: FORCE
 	@mkdir -p $$(@D); echo '$2' | cmp -s - $$@ || echo '$2' >$$@
 endef
 $(eval $(call stamp,$B/flags,$(CC) $(CC_VERSION) $(CFLAGS) $(NVCC) $(CUDA_VERSION) $(NVFLAGS)))
-$(eval $(call stamp,$B/objects,$(OBJ) $(TWINS)))
+$(eval $(call stamp,$B/objects,$(OBJ)))
 
-$B/kernels/twins.o: $(TWINS) $B/objects
-	$(call say,link)$(CC) -r -nostdlib $(TWINS) -o $@
 $B/libunicon.a: $(OBJ) $B/objects
 $B/kit.a: $(KIT)
 %.a:

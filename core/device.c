@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "kernels/dev.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -59,7 +61,7 @@ static int find_cpu(const struct kern **out, const char *name, const char *isa, 
 static int find_kern(struct device *d, const char *name, struct err *e)
 {
     const struct kern *like;
-    const char *isa = after(name, "cpu");
+    const char *isa = after(name, "cpu"), *why;
     int rc;
 
     d->place = ARENA_HOST;
@@ -79,9 +81,11 @@ static int find_kern(struct device *d, const char *name, struct err *e)
         return err_set(e, E_ARG, "unknown device '%s': say cpu, null or cuda, or cpu:ISA", name);
     d->kern = kern_cuda();
     d->place = ARENA_CUDA;
-    if (!d->kern)
-        return err_set(e, E_DEVICE, "device '%s': built without CUDA; use cpu, or build with CUDA=yes", name);
-    return OK;
+    if (d->kern)
+        return OK;
+    if (dev_cuda_probe(NULL, 0, &why) > 0)
+        why = "the kernels for it are not written yet";
+    return err_set(e, E_DEVICE, "device '%s': %s; use cpu", name, why);
 }
 
 static int default_threads(void)

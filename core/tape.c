@@ -13,15 +13,9 @@ struct tape_owed {
     struct tensor *leaf, *grad;
 };
 
-static int code_of(const struct err *e)
-{
-    return e && e->code ? e->code : E_NOMEM;
-}
+static int code_of(const struct err *e) { return e && e->code ? e->code : E_NOMEM; }
 
-static const char *name_of(const struct tensor *x)
-{
-    return x->name ? x->name : "unnamed tensor";
-}
+static const char *name_of(const struct tensor *x) { return x->name ? x->name : "unnamed tensor"; }
 
 /* ---- memory ---- */
 
@@ -58,10 +52,7 @@ size_t tape_peak_bytes(const struct tape_memory *m)
     return arena_high(&m->step) + arena_high(&m->grad_arena) + arena_high(&m->scratch);
 }
 
-void tape_init(struct tape *t, struct device *d, struct tape_memory *m)
-{
-    *t = (struct tape){ .dev = d, .mem = m };
-}
+void tape_init(struct tape *t, struct device *d, struct tape_memory *m) { *t = (struct tape){ .dev = d, .mem = m }; }
 
 void tape_reset(struct tape *t)
 {
@@ -87,10 +78,7 @@ struct tensor *tape_like(struct tape *t, const struct tensor *x, struct err *e)
     return tape_new(t, x->type, x->n_dim, x->dim, e);
 }
 
-void tape_into(struct tape *t, struct tensor *y)
-{
-    t->into = y;
-}
+void tape_into(struct tape *t, struct tensor *y) { t->into = y; }
 
 struct tensor *tape_out(struct tape *t, enum dtype type, int n_dim, const int64_t *dim, struct err *e)
 {
@@ -120,9 +108,12 @@ static void release(struct tape *t, struct tape_mark m)
     arena_release(&t->mem->step, m.step);
 }
 
+/* What was noted since the mark needs what lies above it, even if recording has ended meanwhile. */
 void tape_release(struct tape *t, struct tape_mark m)
 {
-    if (!t->recording || t->forgetting)
+    const bool noted = t->last && (char *)t->last >= t->mem->meta.base + m.meta;
+
+    if (!noted && (!t->recording || t->forgetting))
         release(t, m);
 }
 
@@ -135,10 +126,7 @@ void tape_watch(struct tensor *x, struct tensor *grad)
     x->grad_is_leaf = true;
 }
 
-void *tape_save(struct tape *t, size_t bytes, struct err *e)
-{
-    return arena_push_zero(&t->mem->meta, bytes, e);
-}
+void *tape_save(struct tape *t, size_t bytes, struct err *e) { return arena_push_zero(&t->mem->meta, bytes, e); }
 
 struct tensor *tape_note(struct tape *t, tape_back_fn *back, void *saved, struct tensor *y, struct err *e)
 {
@@ -238,8 +226,8 @@ static struct tensor *grad_of_type(struct tape *t, struct tensor *x, enum dtype 
         return x->grad;
     if (tensor_count(x->grad) == tensor_count(x) && x->grad->type == F32)
         return owe(t, x, accumulate, e);
-    return op_fail(e, E_ARG, "the gradient of '%s' %s cannot be kept in %s", name_of(x), tensor_text(x, want, sizeof want),
-                   tensor_text(x->grad, have, sizeof have));
+    return op_fail(e, E_ARG, "the gradient of '%s' %s cannot be kept in %s", name_of(x),
+                   tensor_text(x, want, sizeof want), tensor_text(x->grad, have, sizeof have));
 }
 
 struct tensor *tape_grad(struct tape *t, struct tensor *x, bool *accumulate, struct err *e)
@@ -344,8 +332,8 @@ int tape_backward(struct tape *t, struct tensor *y, struct tensor *seed, struct 
     if (!y->needs_grad)
         return err_set(e, E_ARG, "backward: '%s' does not depend on anything that is watched", name_of(y));
     if (seed && (seed->type != y->type || tensor_count(seed) != tensor_count(y)))
-        return err_set(e, E_ARG, "backward: the seed is %s, '%s' is %s", tensor_text(seed, have, sizeof have), name_of(y),
-                       tensor_text(y, want, sizeof want));
+        return err_set(e, E_ARG, "backward: the seed is %s, '%s' is %s", tensor_text(seed, have, sizeof have),
+                       name_of(y), tensor_text(y, want, sizeof want));
     t->recording = false;
     rc = seed_gradient(t, y, seed, e);
     if (!rc)

@@ -36,13 +36,13 @@ typedef int tape_back_fn(struct tape *t, void *saved, struct err *e);
 struct tape_note {
     struct tape_note *before;
     tape_back_fn *back;
-    void *saved;                /* in meta; begins as the op likes */
-    struct tensor *out;         /* its gradient is given back to the pool after `back` ran */
+    void *saved;        /* in meta; begins as the op likes */
+    struct tensor *out; /* its gradient is given back to the pool after `back` ran */
 };
 
 struct tape_memory {
-    struct arena meta;          /* host */
-    struct arena step, grad_arena, scratch;     /* the device's place */
+    struct arena meta;                      /* host */
+    struct arena step, grad_arena, scratch; /* the device's place */
     struct pool grads;
 };
 
@@ -51,21 +51,25 @@ struct tape {
     struct tape_memory *mem;
     bool recording;
     struct tape_note *last;
-    struct tensor *into;        /* the next op's result, see tape_into */
-    struct tensor *result;      /* in a segment's forward run: where its result goes, see tape_segment */
-    bool forgetting;            /* in a segment's forward run: same arithmetic as recording, nothing noted */
-    struct tape_owed *owed;     /* gradients on their way to leaves that keep them in another type */
+    struct tensor *into;    /* the next op's result, see tape_into */
+    struct tensor *result;  /* in a segment's forward run: where its result goes, see tape_segment */
+    bool forgetting;        /* in a segment's forward run: same arithmetic as recording, nothing noted */
+    struct tape_owed *owed; /* gradients on their way to leaves that keep them in another type */
 };
 
-struct tape_mark { size_t meta, step; };
+struct tape_mark {
+    size_t meta, step;
+};
 
 /* Caps are address space to reserve, not memory used; see arena_init. */
-struct tape_caps { size_t meta, step, grads, scratch; };
+struct tape_caps {
+    size_t meta, step, grads, scratch;
+};
 
 int tape_memory_init(struct tape_memory *m, const struct device *d, const struct tape_caps *caps, struct err *e);
 void tape_memory_free(struct tape_memory *m);
 void tape_init(struct tape *t, struct device *d, struct tape_memory *m);
-void tape_reset(struct tape *t);                /* forget notes, empty step, meta and grads */
+void tape_reset(struct tape *t); /* forget notes, empty step, meta and grads */
 
 /* Peak bytes of step + grads + scratch together on the device, since tape_memory_init. The three arenas'
  * high-water marks are added: that is what has to be reserved. */
@@ -88,7 +92,7 @@ void tape_watch(struct tensor *x, struct tensor *grad);
 
 /* Note that y = op(...); marks y as needing a gradient. Returns y, or NULL with e set. */
 struct tensor *tape_note(struct tape *t, tape_back_fn *back, void *saved, struct tensor *y, struct err *e);
-void *tape_save(struct tape *t, size_t bytes, struct err *e);          /* cleared memory for `saved` */
+void *tape_save(struct tape *t, size_t bytes, struct err *e); /* cleared memory for `saved` */
 
 /* Where an op's backward puts the gradient of input x: a tensor of x's type. *accumulate says whether one is
  * there already (add to it) or not (write it). NULL with e->code == OK when x needs none. */

@@ -41,16 +41,24 @@ static int pack_now(struct weight *w, struct device *d, const struct kpack *p, v
     }
     rc = d->kern->pack(&d->ctx, *slot, p, w->raw->data);
     if (rc)
-        return err_set(e, rc == K_LAUNCH ? E_DEVICE : E_BUG, "weights '%s' (%" PRId64 ",%d,%d,%" PRId64
-                       ") cannot be packed as kind %d", w->name, w->Co, w->KH, w->KW, w->Ci, p->kind);
+        return err_set(e, rc == K_LAUNCH ? E_DEVICE : E_BUG,
+                       "weights '%s' (%" PRId64 ",%d,%d,%" PRId64 ") cannot be packed as kind %d", w->name, w->Co,
+                       w->KH, w->KW, w->Ci, p->kind);
     *stale = false;
     return OK;
 }
 
 static struct kpack whole(const struct weight *w, enum kpack_kind kind)
 {
-    return (struct kpack){ .kind = kind, .src = w->raw ? w->raw->type : w->pack_type, .dst = w->pack_type, .Co = w->Co,
-                           .Ci = w->Ci, .KH = w->KH, .KW = w->KW, .ci_first = 0, .ci_total = w->Ci };
+    return (struct kpack){ .kind = kind,
+                           .src = w->raw ? w->raw->type : w->pack_type,
+                           .dst = w->pack_type,
+                           .Co = w->Co,
+                           .Ci = w->Ci,
+                           .KH = w->KH,
+                           .KW = w->KW,
+                           .ci_first = 0,
+                           .ci_total = w->Ci };
 }
 
 const void *weight_pack(struct weight *w, struct device *d, enum kpack_kind kind, struct err *e)

@@ -12,18 +12,18 @@
 #include "core/tensor.h"
 
 struct weight {
-    const char *name;           /* for messages */
-    struct tensor *raw;         /* (Co,KH,KW,Ci) as 4-d, or (Co,Ci); NULL once dropped */
-    struct tensor *bias;        /* (Co) f32, or NULL */
+    const char *name;    /* for messages */
+    struct tensor *raw;  /* (Co,KH,KW,Ci) as 4-d, or (Co,Ci); NULL once dropped */
+    struct tensor *bias; /* (Co) f32, or NULL */
     int64_t Co, Ci;
     int KH, KW;
-    enum dtype pack_type;       /* storage of packs: the weights' own type unless set otherwise */
-    struct arena *arena;        /* where packs go: the model's, at the device's place */
+    enum dtype pack_type; /* storage of packs: the weights' own type unless set otherwise */
+    struct arena *arena;  /* where packs go: the model's, at the device's place */
     void *pack[K_N_PACK];
     bool stale[K_N_PACK];
-    void *split_pack[2], *split_dx[2];  /* the two channel ranges of a product over a joined input, see op_conv */
-    int64_t split_at;           /* channels in the first range; 0: never split */
-    void *glu_pack;             /* K_PACK_FWD with glu */
+    void *split_pack[2], *split_dx[2]; /* the two channel ranges of a product over a joined input, see op_conv */
+    int64_t split_at;                  /* channels in the first range; 0: never split */
+    void *glu_pack;                    /* K_PACK_FWD with glu */
     bool split_stale[2], split_dx_stale[2], glu_stale;
 };
 

@@ -21,13 +21,13 @@ static struct coef coef_of(const struct kadamw *o)
 {
     return (struct coef){
         .grad_scale = o->grad_scale,
-        .keep = (float)(1.0 - (double)o->lr * (double)o->weight_decay),
-        .m_weight = (float)(1.0 - (double)o->beta1),
-        .beta2 = o->beta2,
-        .v_weight = (float)(1.0 - (double)o->beta2),
-        .step = (float)((double)o->lr / (double)o->bias1),
-        .root_bias2 = (float)sqrt((double)o->bias2),
-        .eps = o->eps,
+        .keep = (float)(1.0 - o->lr * o->weight_decay),
+        .m_weight = (float)(1.0 - o->beta1),
+        .beta2 = (float)o->beta2,
+        .v_weight = (float)(1.0 - o->beta2),
+        .step = (float)(o->lr / o->bias1),
+        .root_bias2 = (float)sqrt(o->bias2),
+        .eps = (float)o->eps,
     };
 }
 

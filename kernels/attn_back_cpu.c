@@ -43,7 +43,7 @@ enum { CHUNK_MIN = 256, TASKS = 16, PART_BYTES = 2 << 20 };
 static struct plan make_plan(const struct kattn *a)
 {
     const int64_t D = a->D;
-    struct plan p = { .dot = HAS_BF16_DOT && a->type == BF16 && a->scale >= 0 };
+    struct plan p = { .dot = attn_dot(a) };
     int64_t n = (TASKS + a->N - 1) / a->N;
 
     p.steps = p.dot ? (D + 1) / 2 : D;
@@ -64,42 +64,29 @@ static struct plan make_plan(const struct kattn *a)
     return p;
 }
 
-static float *take(float **at, int64_t n)
-{
-    float *p = *at;
-
-    *at += round_up(n + SLACK, 16);
-    return p;
-}
-
-/* Places everything behind `at`; returns the number of floats. */
-static int64_t place(struct mem *m, const struct plan *p, int64_t D, float *at)
+/* Places everything in scratch; returns the number of floats. */
+static int64_t place(struct mem *m, const struct plan *p, int64_t D, float *scratch)
 {
     const int64_t n_group = p->part / LANES, rows = p->q_block + ROWS_MAX;
-    float *first = at;
+    float *free = scratch;
 
-    m->kt = take(&at, n_group * p->steps * LANES);
-    m->vt = take(&at, n_group * p->steps * LANES);
-    m->kr = take(&at, n_group * LANES * p->ldr);
-    m->dk = take(&at, n_group * p->d_size);
-    m->dv = take(&at, n_group * p->d_size);
-    m->qt = take(&at, p->steps * p->q_block);
-    m->ot = take(&at, p->steps * p->q_block);
-    m->qr = take(&at, p->q_block * p->ldr);
-    m->orow = take(&at, p->q_block * p->ldr);
-    m->dq = take(&at, rows * p->ldr);
-    m->lse = take(&at, p->q_block);
-    m->delta = take(&at, p->q_block);
-    m->s = take(&at, rows * LANES);
-    m->ds = take(&at, rows * LANES);
-    m->dsr = take(&at, rows * VL);
-    m->strip = take(&at, strip_size(D));
-    return at - first;
-}
-
-static const char *at(const void *p, enum dtype type, int64_t i)
-{
-    return (const char *)p + i * (int64_t)dtype_bytes(type);
+    m->kt = take(&free, n_group * p->steps * LANES);
+    m->vt = take(&free, n_group * p->steps * LANES);
+    m->kr = take(&free, n_group * LANES * p->ldr);
+    m->dk = take(&free, n_group * p->d_size);
+    m->dv = take(&free, n_group * p->d_size);
+    m->qt = take(&free, p->steps * p->q_block);
+    m->ot = take(&free, p->steps * p->q_block);
+    m->qr = take(&free, p->q_block * p->ldr);
+    m->orow = take(&free, p->q_block * p->ldr);
+    m->dq = take(&free, rows * p->ldr);
+    m->lse = take(&free, p->q_block);
+    m->delta = take(&free, p->q_block);
+    m->s = take(&free, rows * LANES);
+    m->ds = take(&free, rows * LANES);
+    m->dsr = take(&free, rows * VL);
+    m->strip = take(&free, strip_size(D));
+    return free - scratch;
 }
 
 /* ---- dQ: the one product whose lanes run along D ---- */
@@ -217,9 +204,9 @@ INLINE void grad_scores_pairs(bool masks, bool causal, const struct mem *m, int6
             const vf lse = v_set(m->lse[i + r]), delta = v_set(m->delta[i + r]);
             const int64_t seen = i + r >= nq ? 0 : causal && ahead + i + r + 1 < nk ? ahead + i + r + 1 : nk;
             for (int j = 0; j < 2; j++) {
-                const int64_t at = (i + r) * LANES + j * VL;
-                p[r][j] = v_exp2(v_fma(v_loadf(m->s + at), c, -lse), true);
-                d[r][j] = p[r][j] * (v_loadf(m->ds + at) - delta);
+                const int64_t x = (i + r) * LANES + j * VL;
+                p[r][j] = v_exp2(v_fma(v_loadf(m->s + x), c, -lse), true);
+                d[r][j] = p[r][j] * (v_loadf(m->ds + x) - delta);
                 if (masks) {
                     const vi in = v_lanes(j * VL) < (int32_t)seen;
                     p[r][j] = v_select(in, p[r][j], v_zero());
@@ -229,8 +216,8 @@ INLINE void grad_scores_pairs(bool masks, bool causal, const struct mem *m, int6
             _mm512_storeu_si512(m->dsr + (i + r) * VL, (__m512i)_mm512_cvtne2ps_pbh((__m512)d[r][1], (__m512)d[r][0]));
         }
         for (int j = 0; j < 2; j++) {
-            v_storef(m->s + i / 2 * LANES + j * VL, v_pair(p[0][j], p[1][j]));
-            v_storef(m->ds + i / 2 * LANES + j * VL, v_pair(d[0][j], d[1][j]));
+            v_storef(m->s + i / 2 * LANES + j * VL, v_bf16_pair(p[0][j], p[1][j]));
+            v_storef(m->ds + i / 2 * LANES + j * VL, v_bf16_pair(d[0][j], d[1][j]));
         }
     }
 }
@@ -270,11 +257,6 @@ static void meet(const struct kattn *a, const struct plan *p, const struct mem *
 
 /* ---- one task ---- */
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 INLINE float row_dot(const void *x, const void *y, enum dtype T, int64_t D)
 {
     vf s = v_zero();
@@ -287,15 +269,6 @@ INLINE float row_dot(const void *x, const void *y, enum dtype T, int64_t D)
     return v_sum(s);
 }
 
-INLINE void pack_both(bool dot, float *dst, int64_t ldd, const void *src, enum dtype T, int64_t ld, int64_t n,
-                      int64_t D, float scale, float *strip)
-{
-    if (dot)
-        pack_columns(true, dst, ldd, src, T, ld, n, D, 1.0f, strip);
-    else
-        pack_columns(false, dst, ldd, src, T, ld, n, D, scale, strip);
-}
-
 /* Keys [k0, k0+nk) of head n of image b, and zeros for their gradients. */
 INLINE void pack_keys(const struct kattn *a, const struct plan *p, const struct mem *m, enum dtype T, int64_t b,
                       int64_t n, int64_t k0, int64_t nk)
@@ -303,8 +276,8 @@ INLINE void pack_keys(const struct kattn *a, const struct plan *p, const struct 
     for (int64_t i = 0; i < nk; i += LANES) {
         const int64_t g = i / LANES, row = b * a->Tk + k0 + i, ng = least(nk - i, LANES);
         const char *k = at(a->k, T, row * a->ldk + n * a->D), *v = at(a->v, T, row * a->ldv + n * a->D);
-        pack_both(p->dot, m->kt + g * p->steps * LANES, LANES, k, T, a->ldk, ng, a->D, 1.0f, m->strip);
-        pack_both(p->dot, m->vt + g * p->steps * LANES, LANES, v, T, a->ldv, ng, a->D, 1.0f, m->strip);
+        pack_columns(p->dot, m->kt + g * p->steps * LANES, LANES, k, T, a->ldk, ng, a->D, 1.0f, m->strip);
+        pack_columns(p->dot, m->vt + g * p->steps * LANES, LANES, v, T, a->ldv, ng, a->D, 1.0f, m->strip);
         pack_rows(p->dot, m->kr + g * LANES * p->ldr, p->ldr, k, T, a->ldk, ng, a->D);
     }
     memset(m->dk, 0, sizeof(float) * (size_t)(round_up(nk, LANES) / LANES * p->d_size));
@@ -319,8 +292,8 @@ INLINE void pack_queries(const struct kattn_back *g, const struct plan *p, const
     const char *q = at(a->q, T, row * a->ldq + n * a->D), *d_o = at(g->d_o, T, row * g->ldd_o + n * a->D);
     const float *lse = a->lse + (b * a->N + n) * a->Tq + q0;
 
-    pack_both(p->dot, m->qt, p->q_block, q, T, a->ldq, nq, a->D, a->scale * log2_e, m->strip);
-    pack_both(p->dot, m->ot, p->q_block, d_o, T, g->ldd_o, nq, a->D, 1.0f, m->strip);
+    pack_columns(p->dot, m->qt, p->q_block, q, T, a->ldq, nq, a->D, a->scale * log2_e, m->strip);
+    pack_columns(p->dot, m->ot, p->q_block, d_o, T, g->ldd_o, nq, a->D, 1.0f, m->strip);
     pack_rows(p->dot, m->qr, p->ldr, q, T, a->ldq, nq, a->D);
     pack_rows(p->dot, m->orow, p->ldr, d_o, T, g->ldd_o, nq, a->D);
     for (int64_t i = 0; i < nq; i++) {
@@ -363,10 +336,8 @@ INLINE void back_part(const struct kattn_back *g, const struct plan *p, const st
     }
     for (int64_t i = 0; i < nk; i += LANES) {
         const int64_t row = b * a->Tk + k0 + i, ng = least(nk - i, LANES), o = i / LANES * p->d_size;
-        char *dk = (char *)g->dk + (row * g->lddk + n * a->D) * (int64_t)dtype_bytes(T);
-        char *dv = (char *)g->dv + (row * g->lddv + n * a->D) * (int64_t)dtype_bytes(T);
-        unpack_columns(dk, T, g->lddk, m->dk + o, ng, a->D, scale, m->strip);
-        unpack_columns(dv, T, g->lddv, m->dv + o, ng, a->D, one, m->strip);
+        unpack_columns(at(g->dk, T, row * g->lddk + n * a->D), T, g->lddk, m->dk + o, ng, a->D, scale, m->strip);
+        unpack_columns(at(g->dv, T, row * g->lddv + n * a->D), T, g->lddv, m->dv + o, ng, a->D, one, m->strip);
     }
 }
 
@@ -403,33 +374,14 @@ static int64_t images_at_once(const struct kattn *a, const struct plan *p, int n
     return least(a->B, (4 * (int64_t)n_threads + a->N * p->n_chunk - 1) / (a->N * p->n_chunk));
 }
 
-static bool is_empty(const struct kattn *a)
-{
-    return a->B <= 0 || a->N <= 0 || a->Tq <= 0 || a->Tk <= 0 || a->D <= 0;
-}
-
 static size_t attn_back_bytes(const struct kattn *a, int n_threads)
 {
     struct plan p;
 
-    if (is_empty(a))
+    if (!attn_ok(a) || attn_empty(a))
         return 0;
     p = make_plan(a);
     return sizeof(float) * (size_t)(images_at_once(a, &p, n_threads) * p.n_chunk * a->N * a->Tq * a->D);
-}
-
-static int check(const struct kattn_back *g)
-{
-    const struct kattn *a = &g->f;
-    const int64_t row = a->N * a->D;
-
-    if ((unsigned)a->type >= N_DTYPE || a->B < 0 || a->N < 0 || a->Tq < 0 || a->Tk < 0 || a->D < 0)
-        return K_ARG;
-    if (a->ldq < row || a->ldk < row || a->ldv < row || a->ldo < row || (a->causal && a->Tq != a->Tk))
-        return K_ARG;
-    if (g->ldd_o < row || g->lddq < row || g->lddk < row || g->lddv < row)
-        return K_ARG;
-    return K_OK;
 }
 
 /* Images [b0, b0+n) */
@@ -438,7 +390,7 @@ static void back_images(struct kctx *k, const struct kattn_back *g, const struct
     const struct kattn *a = &g->f;
     const int64_t per_image = a->N * p->n_chunk, size = a->Tq * a->D, n_row = n * a->Tq * a->N;
 
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n * per_image > 1)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n * per_image > 1 && attn_big(a))
     for (int64_t i = 0; i < n * per_image; i++) {
         const int64_t b = b0 + i / per_image, h = i % per_image / p->n_chunk, c = i % p->n_chunk;
         float *scratch = (float *)(void *)thread_scratch(k, omp_get_thread_num()), *share = (float *)g->work + i * size;
@@ -452,7 +404,7 @@ static void back_images(struct kctx *k, const struct kattn_back *g, const struct
     for (int64_t i = 0; i < n_row; i++) {
         const int64_t b = i / (a->Tq * a->N), q = i / a->N % a->Tq, h = i % a->N;
         const float *share = (const float *)g->work + ((b * a->N + h) * p->n_chunk * a->Tq + q) * a->D;
-        char *dq = (char *)g->dq + (((b0 + b) * a->Tq + q) * g->lddq + h * a->D) * (int64_t)dtype_bytes(a->type);
+        char *dq = at(g->dq, a->type, ((b0 + b) * a->Tq + q) * g->lddq + h * a->D);
         switch (a->type) {
         case F32: sum_shares(dq, F32, share, size, p->n_chunk, a->D, a->scale); break;
         case F16: sum_shares(dq, F16, share, size, p->n_chunk, a->D, a->scale); break;
@@ -463,13 +415,14 @@ static void back_images(struct kctx *k, const struct kattn_back *g, const struct
 
 static int attn_back(struct kctx *k, const struct kattn_back *g)
 {
+    const int64_t row = g->f.N * g->f.D;
     struct plan p;
     struct mem m;
     int64_t n;
 
-    if (check(g))
+    if (!attn_ok(&g->f) || g->ldd_o < row || g->lddq < row || g->lddk < row || g->lddv < row)
         return K_ARG;
-    if (is_empty(&g->f))
+    if (attn_empty(&g->f))
         return K_OK;
     p = make_plan(&g->f);
     if ((size_t)place(&m, &p, g->f.D, k->scratch) * sizeof(float) > k->scratch_bytes)

@@ -16,15 +16,15 @@ enum { KEYS = 112 };            /* a block of keys: whole tiles, an odd number o
 
 static const float masked = -1e30f;     /* a score that is not seen; finite, so that differences and products are */
 
-/* Sizes of one call, and where a task keeps things in its scratch. */
+/* Sizes of one call. */
 struct plan {
     bool dot;                   /* products of stored bf16 */
     int64_t steps;              /* words of a row of Q or K: D, or pairs of them */
     int64_t q_block, n_q_block; /* queries per task, tasks per head */
     int64_t ldv, o_size;
-    size_t bytes;
 };
 
+/* A task's scratch; words of dot products hold pairs of bf16. */
 struct mem {
     float *q;                   /* (group, steps, LANES) queries, transposed; f32: times scale * log2(e) */
     float *o;                   /* (group, D, LANES) */
@@ -35,36 +35,28 @@ struct mem {
     float *strip;
 };
 
-static float *take(float **at, int64_t n)
-{
-    float *p = *at;
-
-    *at += round_up(n + SLACK, 16);
-    return p;
-}
-
-/* Places everything behind `at`; returns the number of floats. */
-static int64_t place(struct mem *m, const struct plan *p, int64_t D, float *at)
+/* Places everything in scratch; returns the number of floats. */
+static int64_t place(struct mem *m, const struct plan *p, int64_t D, float *scratch)
 {
     const int64_t n_group = p->q_block / LANES;
-    float *first = at;
+    float *free = scratch;
 
-    m->q = take(&at, n_group * p->steps * LANES);
-    m->o = take(&at, n_group * p->o_size);
-    m->top = take(&at, p->q_block);
-    m->sum = take(&at, p->q_block);
-    m->k = take(&at, p->steps * KEYS);
-    m->v = take(&at, KEYS * p->ldv);
-    m->s = take(&at, (KEYS + ROWS_MIN) * LANES);
-    m->strip = take(&at, strip_size(D));
-    return at - first;
+    m->q = take(&free, n_group * p->steps * LANES);
+    m->o = take(&free, n_group * p->o_size);
+    m->top = take(&free, p->q_block);
+    m->sum = take(&free, p->q_block);
+    m->k = take(&free, p->steps * KEYS);
+    m->v = take(&free, KEYS * p->ldv);
+    m->s = take(&free, (KEYS + ROWS_MIN) * LANES);
+    m->strip = take(&free, strip_size(D));
+    return free - scratch;
 }
 
 /* Queries per task: enough to pay for packing K and V once more, few enough for the second-level cache. */
 static struct plan make_plan(const struct kattn *a)
 {
     const int64_t most = a->D <= 80 ? 512 : a->D <= 160 ? 256 : a->D <= 640 ? 128 : 32;
-    struct plan p = { .dot = HAS_BF16_DOT && a->type == BF16 && a->scale >= 0 };
+    struct plan p = { .dot = attn_dot(a) };
 
     p.steps = p.dot ? (a->D + 1) / 2 : a->D;
     p.n_q_block = (a->Tq + most - 1) / most;
@@ -87,6 +79,7 @@ INLINE void exponentials(int nv, float *s, int64_t nk, const vf *top, vf *sum)
         }
 }
 
+#if HAS_BF16_DOT
 /* The same for dot products, whose scores still lack the factor c: row i becomes pairs of keys 2i (low) and 2i+1. */
 INLINE void exponentials_pairs(float *s, int64_t nk, const vf *top, vf c, vf *sum)
 {
@@ -99,9 +92,10 @@ INLINE void exponentials_pairs(float *s, int64_t nk, const vf *top, vf c, vf *su
             const vf even = v_exp2(v_fma(v_loadf(s + j * VL), c, -ct[j]), true);
             const vf odd = k + 1 < nk ? v_exp2(v_fma(v_loadf(s + LANES + j * VL), c, -ct[j]), true) : v_zero();
             sum[j] += even + odd;
-            v_storef(y + j * VL, v_pair(even, odd));
+            v_storef(y + j * VL, v_bf16_pair(even, odd));
         }
 }
+#endif
 
 /* Hide key k from the queries before it, lane < k - ahead, and take the maxima that the tiles could not. */
 static void mask_above(int nv, float *s, int64_t nk, int64_t ahead, float *top)
@@ -136,9 +130,12 @@ static void attend(const struct kattn *a, const struct plan *p, const struct mem
         panel(nv, p->dot, TILE_MAX, s, m->k, KEYS, q, p->steps, nk, top);
     }
     now[0] = v_loadf(top), now[1] = v_loadf(top + VL);
+#if HAS_BF16_DOT
     if (p->dot)
         exponentials_pairs(s, nk, now, c, add);
-    else if (nv > 1)
+    else
+#endif
+    if (nv > 1)
         exponentials(2, s, nk, now, add);
     else
         exponentials(1, s, nk, now, add);
@@ -150,24 +147,12 @@ static void attend(const struct kattn *a, const struct plan *p, const struct mem
     panel(nv, p->dot, TILE_ADD, o, m->v, p->ldv, s, p->dot ? (nk + 1) / 2 : nk, a->D, ratio);
 }
 
-static const char *at(const void *p, enum dtype type, int64_t i)
-{
-    return (const char *)p + i * (int64_t)dtype_bytes(type);
-}
-
-INLINE void pack_queries(const struct kattn *a, const struct plan *p, const struct mem *m, const char *q, enum dtype T,
+INLINE void pack_queries(const struct kattn *a, const struct plan *p, const struct mem *m, const void *q, enum dtype T,
                          int64_t nq)
 {
-    const float scale = p->dot ? 1.0f : a->scale * log2_e;
-
-    for (int64_t i = 0; i < nq; i += LANES) {
-        const int64_t n = nq - i < LANES ? nq - i : LANES;
-        float *y = m->q + i * p->steps;
-        if (p->dot)
-            pack_columns(true, y, LANES, q + i * a->ldq * 2, T, a->ldq, n, a->D, 1.0f, m->strip);
-        else
-            pack_columns(false, y, LANES, at(q, T, i * a->ldq), T, a->ldq, n, a->D, scale, m->strip);
-    }
+    for (int64_t i = 0; i < nq; i += LANES)
+        pack_columns(p->dot, m->q + i * p->steps, LANES, at(q, T, i * a->ldq), T, a->ldq, least(nq - i, LANES), a->D,
+                     a->scale * log2_e, m->strip);
     memset(m->o, 0, sizeof(float) * (size_t)(round_up(nq, LANES) / LANES * p->o_size));
     memset(m->sum, 0, sizeof(float) * (size_t)p->q_block);
     for (int64_t i = 0; i < p->q_block; i++)
@@ -175,63 +160,45 @@ INLINE void pack_queries(const struct kattn *a, const struct plan *p, const stru
 }
 
 /* O / l to its place, and lse = log(sum exp(scale q k)). */
-INLINE void finish(const struct kattn *a, const struct plan *p, const struct mem *m, char *o, enum dtype T, float *lse,
+INLINE void finish(const struct kattn *a, const struct plan *p, const struct mem *m, void *o, enum dtype T, float *lse,
                    int64_t nq)
 {
     const double c = (p->dot ? (double)a->scale * (double)log2_e : 1.0) * 0.6931471805599453;
 
     for (int64_t i = 0; i < nq; i += LANES) {
-        const int64_t n = nq - i < LANES ? nq - i : LANES;
+        const int64_t n = least(nq - i, LANES);
         const float *y = m->o + i / LANES * p->o_size;
         float r[LANES];
 
         for (int j = 0; j < LANES; j++)
             r[j] = 1.0f / m->sum[i + j];
-        unpack_columns(o + i * a->ldo * (int64_t)dtype_bytes(T), T, a->ldo, y, n, a->D, r, m->strip);
+        unpack_columns(at(o, T, i * a->ldo), T, a->ldo, y, n, a->D, r, m->strip);
         for (int64_t l = 0; lse && l < n; l++)
             lse[i + l] = (float)(c * (double)m->top[i + l] + log((double)m->sum[i + l]));
     }
 }
 
-/* Queries [q0, q0+nq) of head n of image b. */
+/* Queries from q0 on, of head n of image b. */
 INLINE void attn_task(const struct kattn *a, const struct plan *p, enum dtype T, int64_t b, int64_t n, int64_t q0,
                       float *scratch)
 {
-    const int64_t nq = a->Tq - q0 < p->q_block ? a->Tq - q0 : p->q_block, D = a->D;
-    const char *k = at(a->k, T, b * a->Tk * a->ldk + n * D), *v = at(a->v, T, b * a->Tk * a->ldv + n * D);
-    const int64_t end = a->causal && q0 + nq < a->Tk ? q0 + nq : a->Tk;
-    const int64_t o = (b * a->Tq + q0) * a->ldo + n * D;
+    const int64_t D = a->D, nq = least(a->Tq - q0, p->q_block), end = a->causal ? q0 + nq : a->Tk;
     struct mem m;
 
     place(&m, p, D, scratch);
     pack_queries(a, p, &m, at(a->q, T, (b * a->Tq + q0) * a->ldq + n * D), T, nq);
     for (int64_t k0 = 0; k0 < end; k0 += KEYS) {
-        const int64_t nk = a->Tk - k0 < KEYS ? a->Tk - k0 : KEYS;
-        if (p->dot)
-            pack_columns(true, m.k, KEYS, at(k, T, k0 * a->ldk), T, a->ldk, nk, D, 1.0f, m.strip);
-        else
-            pack_columns(false, m.k, KEYS, at(k, T, k0 * a->ldk), T, a->ldk, nk, D, 1.0f, m.strip);
-        pack_rows(p->dot, m.v, p->ldv, at(v, T, k0 * a->ldv), T, a->ldv, nk, D);
+        const int64_t nk = least(a->Tk - k0, KEYS), row = b * a->Tk + k0;
+        pack_columns(p->dot, m.k, KEYS, at(a->k, T, row * a->ldk + n * D), T, a->ldk, nk, D, 1.0f, m.strip);
+        pack_rows(p->dot, m.v, p->ldv, at(a->v, T, row * a->ldv + n * D), T, a->ldv, nk, D);
         for (int64_t i = 0; i < nq; i += LANES) {
-            const int64_t last = q0 + (nq - i < LANES ? nq : i + LANES) - 1;    /* keys up to this one are seen */
-            if (a->causal && last < k0)
-                continue;
-            attend(a, p, &m, i / LANES, nq - i, a->causal && last - k0 + 1 < nk ? last - k0 + 1 : nk, q0 + i - k0);
+            const int64_t seen = a->causal ? least(q0 + i + LANES, q0 + nq) - k0 : nk;  /* by the last query */
+            if (seen > 0)
+                attend(a, p, &m, i / LANES, nq - i, least(seen, nk), q0 + i - k0);
         }
     }
-    finish(a, p, &m, (char *)a->o + o * (int64_t)dtype_bytes(T), T,
+    finish(a, p, &m, at(a->o, T, (b * a->Tq + q0) * a->ldo + n * D), T,
            a->lse ? a->lse + (b * a->N + n) * a->Tq + q0 : NULL, nq);
-}
-
-static int check(const struct kattn *a)
-{
-    const int64_t row = a->N * a->D;
-
-    if ((unsigned)a->type >= N_DTYPE || a->B < 0 || a->N < 0 || a->Tq < 0 || a->Tk < 0 || a->D < 0)
-        return K_ARG;
-    if (a->ldq < row || a->ldk < row || a->ldv < row || a->ldo < row || (a->causal && a->Tq != a->Tk))
-        return K_ARG;
-    return K_OK;
 }
 
 static int attn(struct kctx *k, const struct kattn *a)
@@ -240,15 +207,15 @@ static int attn(struct kctx *k, const struct kattn *a)
     struct mem m;
     int64_t n_task;
 
-    if (check(a))
+    if (!attn_ok(a))
         return K_ARG;
-    if (!a->B || !a->N || !a->Tq || !a->Tk || !a->D)
+    if (attn_empty(a))
         return K_OK;
     p = make_plan(a);
     if ((size_t)place(&m, &p, a->D, k->scratch) * sizeof(float) > k->scratch_bytes)
         return K_SCRATCH;
     n_task = a->B * a->N * p.n_q_block;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n_task > 1)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n_task > 1 && attn_big(a))
     for (int64_t i = 0; i < n_task; i++) {
         const int64_t head = i / p.n_q_block, q0 = i % p.n_q_block * p.q_block;
         float *scratch = (float *)(void *)thread_scratch(k, omp_get_thread_num());

@@ -29,6 +29,51 @@ INLINE int64_t round_up(int64_t n, int64_t to)
     return (n + to - 1) / to * to;
 }
 
+INLINE int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Element i of p. */
+INLINE char *at(const void *p, enum dtype type, int64_t i)
+{
+    return (char *)(uintptr_t)p + i * (type == F32 ? 4 : 2);
+}
+
+/* Hands out n floats of scratch, and SLACK behind them. */
+INLINE float *take(float **free, int64_t n)
+{
+    float *p = *free;
+
+    *free += round_up(n + SLACK, 16);
+    return p;
+}
+
+INLINE bool attn_ok(const struct kattn *a)
+{
+    const int64_t row = a->N * a->D;
+
+    return (unsigned)a->type < N_DTYPE && a->B >= 0 && a->N >= 0 && a->Tq >= 0 && a->Tk >= 0 && a->D >= 0
+        && a->ldq >= row && a->ldk >= row && a->ldv >= row && a->ldo >= row && (!a->causal || a->Tq == a->Tk);
+}
+
+INLINE bool attn_empty(const struct kattn *a)
+{
+    return !a->B || !a->N || !a->Tq || !a->Tk || !a->D;
+}
+
+/* Worth more than one thread. */
+INLINE bool attn_big(const struct kattn *a)
+{
+    return a->B * a->N * a->Tq * a->Tk * a->D > 1 << 16;
+}
+
+/* Stored bf16 multiply as they are; scale comes after, and must not turn maxima into minima. */
+INLINE bool attn_dot(const struct kattn *a)
+{
+    return HAS_BF16_DOT && a->type == BF16 && a->scale >= 0;
+}
+
 INLINE vi v_lanes(int first)
 {
     vi r;
@@ -68,11 +113,17 @@ INLINE vf v_exp2(vf x, bool coarse)
 #endif
 }
 
-/* bf16 pairs, a low and b high, rounded to nearest, ties away from zero; NaN stays NaN or becomes infinite. */
-INLINE vf v_pair(vf a, vf b)
+#if HAS_BF16_DOT
+/* Words of two bf16, a's in the low half, b's in the high half; rounded to nearest even. */
+INLINE vf v_bf16_pair(vf a, vf b)
 {
-    return (vf)((((vu)a + 0x8000u) >> 16) | (((vu)b + 0x8000u) & 0xffff0000u));
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);           /* a in words 0..15, then b */
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+
+    return (vf)_mm512_permutexvar_epi16(order, both);
 }
+#endif
 
 /* acc + a * b with a broadcast; dot: acc + a.lo * b.lo + a.hi * b.hi. */
 INLINE vf mac(vf acc, const float *a, vf b, bool dot)
@@ -213,7 +264,7 @@ INLINE void store_tail(void *p, int64_t i, enum dtype t, vf x, int64_t n)
 #endif
 }
 
-/* y (D) f32 of y_type := scale * x (D). */
+/* y (D) = scale * x (D) */
 INLINE void copy_row(void *y, enum dtype y_type, const void *x, enum dtype x_type, int64_t D, float scale)
 {
     const vf s = v_set(scale);
@@ -306,14 +357,14 @@ INLINE void transpose(float *dst, int64_t ldd, const char *const row[VL], int64_
 INLINE void pack_columns(bool dot, float *dst, int64_t ldd, const void *src, enum dtype type, int64_t ld, int64_t n,
                          int64_t D, float scale, float *strip)
 {
-    const int64_t bytes = type == F32 ? 4 : 2;
+    const int64_t size = type == F32 ? 4 : 2;
     const char *row[VL];
 
     for (int64_t i = 0; i < n; i += VL) {
         for (int j = 0; j < VL; j++) {
             float *y = strip + j * (D + SLACK);
-            row[j] = (const char *)src + (i + j < n ? i + j : n - 1) * ld * bytes;
-            fetch_ahead(src, i + j, n, ld * bytes, D * bytes);
+            row[j] = at(src, type, least(i + j, n - 1) * ld);
+            fetch_ahead(src, i + j, n, ld * size, D * size);
             if (dot ? D % 2 == 0 : type == F32)
                 continue;
             if (dot) {
@@ -324,12 +375,15 @@ INLINE void pack_columns(bool dot, float *dst, int64_t ldd, const void *src, enu
             }
             row[j] = (const char *)y;
         }
-        transpose(dst + i, ldd, row, dot ? (D + 1) / 2 : D, !dot, scale);
+        if (dot)
+            transpose(dst + i, ldd, row, (D + 1) / 2, false, 1.0f);
+        else
+            transpose(dst + i, ldd, row, D, true, scale);
     }
 }
 
-/* Row stride of a pack (rows, D) that is read column by column: whole cache lines, an odd number of them, so that rows do
- * not fall on each other in the first-level cache. */
+/* Row stride of a pack (rows, D) that is read column by column: whole cache lines, an odd number of them, so that rows
+ * do not fall on each other in the first-level cache. */
 INLINE int64_t row_stride(int64_t D)
 {
     return round_up(D, 16) + (round_up(D, 16) % 32 ? 0 : 16);
@@ -341,10 +395,11 @@ INLINE int64_t strip_size(int64_t D)
     return LANES * (row_stride(D) + SLACK);
 }
 
-/* dst (n, ldd) f32 = rows of src. dot: dst ((n+1)/2, ldd), pairs of bf16 from rows 2i and 2i+1, zero behind the last. */
-INLINE void pack_rows(bool dot, float *dst, int64_t ldd, const void *src, enum dtype type, int64_t ld, int64_t n, int64_t D)
+/* dst (n, ldd) f32 = rows of src. dot: dst ((n+1)/2, ldd), bf16 of rows 2i and 2i+1 in pairs, zero behind the last. */
+INLINE void pack_rows(bool dot, float *dst, int64_t ldd, const void *src, enum dtype type, int64_t ld, int64_t n,
+                      int64_t D)
 {
-    const int64_t bytes = type == F32 ? 4 : 2;
+    const int64_t size = type == F32 ? 4 : 2;
 
 #if HAS_BF16_DOT
     if (dot) {
@@ -355,7 +410,7 @@ INLINE void pack_rows(bool dot, float *dst, int64_t ldd, const void *src, enum d
             for (int64_t d = 0; d < D; d += VL) {
                 const __mmask16 m = (__mmask16)(D - d < VL ? (1u << (D - d)) - 1 : 0xffff), both = i + 1 < n ? m : 0;
                 const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + d));
-                const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(both, x + ld + d));
+                const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(both, both ? x + ld + d : x));
                 _mm512_storeu_si512(dst + d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
             }
         }
@@ -364,8 +419,8 @@ INLINE void pack_rows(bool dot, float *dst, int64_t ldd, const void *src, enum d
 #endif
     (void)dot;
     for (int64_t i = 0; i < n; i++) {
-        fetch_ahead(src, i, n, ld * bytes, D * bytes);
-        copy_row(dst + i * ldd, F32, (const char *)src + i * ld * bytes, type, D, 1.0f);
+        fetch_ahead(src, i, n, ld * size, D * size);
+        copy_row(dst + i * ldd, F32, at(src, type, i * ld), type, D, 1.0f);
     }
 }
 
@@ -382,7 +437,7 @@ INLINE void unpack_columns(void *dst, enum dtype type, int64_t ld, const float *
         transpose(rows + d, ldr, row, round_up(n, 4), false, 1.0f);
     }
     for (int64_t i = 0; i < n; i++)
-        copy_row((char *)dst + i * ld * (type == F32 ? 4 : 2), type, rows + i * ldr, F32, D, scale[i]);
+        copy_row(at(dst, type, i * ld), type, rows + i * ldr, F32, D, scale[i]);
 }
 
 #endif

@@ -366,7 +366,8 @@ static bool part_fits(const struct kconv *c, const struct kpart *p)
         || (p->glu && p->pack_kind != K_PACK_FWD) || p->ldx < (c->dir == K_FWD ? g->Ci : g->Co))
         return false;
     if (g->Ci < 0 || g->Co < 0 || g->H < 0 || g->W < 0 || g->Ho < 0 || g->Wo < 0 || g->KH < 1 || g->KW < 1
-        || g->pad_t < 0 || g->pad_l < 0 || g->KH * g->KW > MAX_TAPS || (g->stride != 1 && g->stride != 2) || (g->up != 1 && g->up != 2))
+        || g->pad_t < 0 || g->pad_l < 0 || g->KH * g->KW > MAX_TAPS || (g->stride != 1 && g->stride != 2)
+        || (g->up != 1 && g->up != 2))
         return false;
     if (g->up == 2 && (g->stride != 1 || g->Ho > 2 * g->H || g->Wo > 2 * g->W || g->KH % 2 == 0 || g->KW % 2 == 0
                        || g->pad_t != g->KH / 2 || g->pad_l != g->KW / 2))

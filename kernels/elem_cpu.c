@@ -256,7 +256,7 @@ static int view_dense_dim(const struct kview4 *v)
 
 /* y[r*ldy + c] = x[r*rx + c*cx] for R <= TALL, C <= WIDE elements. x is read along r and y written along c, whole
  * lines at a time: a line of either is touched once, however the strides fall on the cache's sets. The first `next`
- * columns of the tile that follows are asked for meanwhile. Scalar on purpose: vectors of strided elements take longer. */
+ * columns of the tile that follows are asked for meanwhile. Scalar on purpose: strided vectors take longer. */
 #if defined(__clang__)
 #define SCALAR
 #else

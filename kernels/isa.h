@@ -5,23 +5,16 @@
 
 #include "kernels/kern.h"
 
-#define ISA_FILLS(isa)                       \
-    void fill_pack_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_conv_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_gemm_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_attn_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_attn_back_##isa(struct kern *k) __attribute__((weak)); \
-    void fill_norm_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_act_##isa(struct kern *k) __attribute__((weak));     \
-    void fill_elem_##isa(struct kern *k) __attribute__((weak));    \
-    void fill_resample_##isa(struct kern *k) __attribute__((weak));\
-    void fill_reduce_##isa(struct kern *k) __attribute__((weak));  \
-    void fill_adamw_##isa(struct kern *k) __attribute__((weak));   \
-    void fill_rand_##isa(struct kern *k) __attribute__((weak));
+/* DO(file, isa) for every file that fills members. */
+#define ISA_FILES(DO, isa)                                                                       \
+    DO(pack, isa) DO(conv, isa) DO(gemm, isa) DO(attn, isa) DO(attn_back, isa) DO(norm, isa)     \
+    DO(act, isa) DO(elem, isa) DO(resample, isa) DO(reduce, isa) DO(adamw, isa) DO(random, isa)
 
-ISA_FILLS(portable)
-ISA_FILLS(avx2)
-ISA_FILLS(avx512)
-ISA_FILLS(avx512bf16)
+#define ISA_DECLARE(file, isa) void fill_##file##_##isa(struct kern *k);
+
+ISA_FILES(ISA_DECLARE, portable)
+ISA_FILES(ISA_DECLARE, avx2)
+ISA_FILES(ISA_DECLARE, avx512)
+ISA_FILES(ISA_DECLARE, avx512bf16)
 
 #endif

@@ -5,29 +5,15 @@
 
 #include "kernels/isa.h"
 
-#define FILL(isa, k)             \
-    do {                         \
-        if (fill_pack_##isa) fill_pack_##isa(k); \
-        if (fill_conv_##isa) fill_conv_##isa(k); \
-        if (fill_gemm_##isa) fill_gemm_##isa(k); \
-        if (fill_attn_##isa) fill_attn_##isa(k); \
-        if (fill_attn_back_##isa) fill_attn_back_##isa(k); \
-        if (fill_norm_##isa) fill_norm_##isa(k); \
-        if (fill_act_##isa) fill_act_##isa(k); \
-        if (fill_elem_##isa) fill_elem_##isa(k); \
-        if (fill_resample_##isa) fill_resample_##isa(k); \
-        if (fill_reduce_##isa) fill_reduce_##isa(k); \
-        if (fill_adamw_##isa) fill_adamw_##isa(k); \
-        if (fill_rand_##isa) fill_rand_##isa(k); \
-    } while (0)
+#define FILL(file, isa) fill_##file##_##isa(k);
 
-static void fill_portable(struct kern *k) { FILL(portable, k); }
+static void fill_portable(struct kern *k) { ISA_FILES(FILL, portable) }
 static bool has_portable(void) { return true; }
 
 #if defined(__x86_64__)
-static void fill_avx2(struct kern *k) { FILL(avx2, k); }
-static void fill_avx512(struct kern *k) { FILL(avx512, k); }
-static void fill_avx512bf16(struct kern *k) { FILL(avx512bf16, k); }
+static void fill_avx2(struct kern *k) { ISA_FILES(FILL, avx2) }
+static void fill_avx512(struct kern *k) { ISA_FILES(FILL, avx512) }
+static void fill_avx512bf16(struct kern *k) { ISA_FILES(FILL, avx512bf16) }
 
 static bool has_avx2(void)
 {

@@ -179,8 +179,8 @@ struct krng {
 };
 
 struct kadamw {
-    float lr, beta1, beta2, eps, weight_decay;
-    float bias1, bias2;         /* 1 - beta1^t, 1 - beta2^t */
+    double lr, beta1, beta2, eps, weight_decay;         /* doubles, because 1 - 0.999f is not 0.001 */
+    double bias1, bias2;        /* 1 - beta1^t, 1 - beta2^t */
     float grad_scale;           /* multiplies g first: clipping and loss scaling */
 };
 

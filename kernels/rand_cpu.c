@@ -220,7 +220,7 @@ static int k_random_normal(struct kctx *k, void *y, enum dtype type, int64_t n, 
     return draw(k, run_normal, y, type, n, r, first);
 }
 
-void ISA_NAME(fill_rand)(struct kern *k)
+void ISA_NAME(fill_random)(struct kern *k)
 {
     k->random_bits = k_random_bits;
     k->random_uniform = k_random_uniform;

@@ -10,8 +10,9 @@
 
 enum {
     TREE = 8,                   /* vectors, or rows, added by a tree */
-    LEAF = 8 * TREE * VL,        /* elements added in f32 before their lanes go to double */
+    LEAF = 8 * TREE * VL,       /* elements added in f32 before their lanes go to double */
     MIN_CHUNK = 16384,          /* elements; a multiple of every LEAF */
+    FORK = 8 * MIN_CHUNK,       /* elements from which threads pay: some ten microseconds */
     MAX_CHUNKS = 512,           /* of one call's partial sums, which lie on the stack */
     IMAGE_CHUNKS = 64,          /* of one image's loss */
     COL_CHUNKS = 32,            /* of a column sum's rows */
@@ -158,7 +159,7 @@ static int reduce(struct kctx *k, float *out, chunk_fn *fn, const void *x, const
         return K_OK;
     size = chunk_size(n, MAX_CHUNKS);
     n_chunk = (n - 1) / size + 1;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n_chunk > 1)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n > FORK)
     for (int64_t c = 0; c < n_chunk; c++)
         fn(&part[c], type, x, z, NULL, 1, c * size, c + 1 < n_chunk ? (c + 1) * size : n);
     for (int64_t c = 0; c < n_chunk; c++)
@@ -219,7 +220,7 @@ static int k_count_nonfinite(struct kctx *k, int64_t *out, const void *x, enum d
         return K_ARG;
     if (!n)
         return K_OK;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) reduction(+ : total) if (n > MIN_CHUNK)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) reduction(+ : total) if (n > FORK)
     for (int64_t i = 0; i < n; i += MIN_CHUNK) {
         int64_t some = 0;
         chunk_count(&some, type, x, i, n - i < MIN_CHUNK ? n : i + MIN_CHUNK);
@@ -301,7 +302,7 @@ static int k_col_sum(struct kctx *k, float *out, bool accumulate, const void *x,
     step = col_chunk_rows(rows, C);
     n_chunk = (rows - 1) / step + 1;
     ld = col_stride(C);
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n_chunk > 1)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (rows * C > FORK)
     for (int64_t i = 0; i < n_chunk; i++)
         col_part(part + i * ld, type, x, i * step * ldx, ldx, i + 1 < n_chunk ? step : rows - i * step, C);
     for (int64_t i = 1; i < n_chunk; i++)
@@ -333,7 +334,7 @@ static int k_image_sum(struct kctx *k, void *out, const void *x, int64_t ldx, en
     if (!B || !HW || !C)
         return K_OK;
     n_block = (C - 1) / COL_BLOCK + 1;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) collapse(2) if (B * HW * C > MIN_CHUNK)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) collapse(2) if (B * HW * C > FORK)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < n_block; i++)
             image_sum_block(out, x, ldx, type, b, HW, C, i * COL_BLOCK);
@@ -366,7 +367,7 @@ static int k_mse(struct kctx *k, float *out, const void *x, const void *z, enum 
     group = MAX_CHUNKS / n_chunk;
     for (int64_t b0 = 0; b0 < B; b0 += group) {
         const int64_t images = B - b0 < group ? B - b0 : group;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (images * n > MIN_CHUNK)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) if (images * n > FORK)
         for (int64_t i = 0; i < images * n_chunk; i++) {
             const int64_t b = b0 + i / n_chunk, c = i % n_chunk;
             fn(&part[i], type, row_of(x, type, b * n), row_of(z, type, b * n), m ? m + b * HW : NULL, C, c * size,
@@ -421,7 +422,7 @@ static int k_mse_back(struct kctx *k, void *dx, const float *d_out, const void *
     if (!B || !n)
         return K_OK;
     n_chunk = (n - 1) / MIN_CHUNK + 1;
-#pragma omp parallel for num_threads(k->n_threads) schedule(static) collapse(2) if (B * n > MIN_CHUNK)
+#pragma omp parallel for num_threads(k->n_threads) schedule(static) collapse(2) if (B * n > FORK)
     for (int64_t b = 0; b < B; b++)
         for (int64_t c = 0; c < n_chunk; c++) {
             const float a = (float)(2.0 * (double)d_out[b] * (double)w[b] / (double)n);

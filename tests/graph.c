@@ -9,8 +9,8 @@ static const struct op_conv_geom same = { 1, 1, 1, 1, 1 }, halve = { 2, 1, 1, 1,
 /* ---- weights and inputs ---- */
 
 /* A tensor in the model arena; drawn from the stream of its own number, scale * N(0,1) + shift. */
-static struct tensor *draw(struct graph *g, const char *name, enum dtype type, int n_dim, const int64_t *dim, double scale,
-                           double shift, struct err *e)
+static struct tensor *draw(struct graph *g, const char *name, enum dtype type, int n_dim, const int64_t *dim,
+                           double scale, double shift, struct err *e)
 {
     struct tensor *x = tensor_new(&g->meta, &g->model, type, n_dim, dim, e);
     const struct krng r = rng_stream(11, RNG_TEST, 0, (uint64_t)g->meta.used);
@@ -42,7 +42,8 @@ static int layer(struct graph *g, struct weight *w, const char *name, int64_t Co
                  bool trained, struct err *e)
 {
     const int64_t d4[] = { Co, K, K, Ci }, d2[] = { Co, Ci };
-    struct tensor *raw = draw(g, name, g->type, K ? 4 : 2, K ? d4 : d2, 1.0 / (1.7 * (K ? K : 1)) / (double)Ci * 3, 0, e);
+    struct tensor *raw =
+        draw(g, name, g->type, K ? 4 : 2, K ? d4 : d2, 1.0 / (1.7 * (K ? K : 1)) / (double)Ci * 3, 0, e);
     struct tensor *b = raw && bias ? draw(g, name, F32, 1, &Co, 0.1, 0, e) : NULL;
     int rc;
 
@@ -162,7 +163,8 @@ void graph_close(struct graph *g)
 /* ---- the network ---- */
 
 /* h (B,H,W,C) [joined with skip] -> (B,H,W,GRAPH_C) */
-static struct tensor *block(struct graph *g, struct graph_block *b, struct tensor *h, struct tensor *skip, struct err *e)
+static struct tensor *block(struct graph *g, struct graph_block *b, struct tensor *h, struct tensor *skip,
+                            struct err *e)
 {
     struct tape *t = &g->t;
     const struct op_epilogue silu = { .act = K_ACT_SILU };

@@ -29,21 +29,21 @@ struct graph_block {
 
 struct graph {
     struct device dev;
-    struct arena meta, model;           /* structs; weights, inputs and the caller's gradients */
+    struct arena meta, model; /* structs; weights, inputs and the caller's gradients */
     struct tape_memory mem;
     struct tape t;
     enum dtype type;
-    bool segments;                      /* checkpoint the middle, and attention inside it */
-    bool frozen;                        /* watch nothing but the latents */
+    bool segments; /* checkpoint the middle, and attention inside it */
+    bool frozen;   /* watch nothing but the latents */
 
     struct weight conv_in, time1, time2, down, up, conv_out, ff_in, ff_out;
     struct graph_block block[2];
     struct graph_attn self, cross;
-    struct tensor *gamma[4], *beta[4];  /* norms around attention, and the last one */
+    struct tensor *gamma[4], *beta[4]; /* norms around attention, and the last one */
     struct tensor *x, *time, *text, *target, *dx;
     struct tensor *param[GRAPH_MAX_PARAM], *grad[GRAPH_MAX_PARAM];
     int n_param;
-    struct tensor *temb, *loss;         /* of the last run */
+    struct tensor *temb, *loss; /* of the last run */
 };
 
 int graph_open(struct graph *g, const char *device, int n_threads, enum dtype type, struct err *e);

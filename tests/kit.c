@@ -34,12 +34,14 @@ struct kctx *kit_ctx(const struct kern *kern, int n_threads)
     static struct kctx ctx[9];
     struct kctx *k = &ctx[n_threads];
 
-    free(k->scratch);
-    k->n_threads = n_threads;
-    k->scratch_bytes = kern->scratch_bytes;
-    k->scratch = aligned_alloc(64, (size_t)n_threads * kern->scratch_bytes + 64);
-    if (!k->scratch)
-        exit(1);
+    if (!k->scratch || k->scratch_bytes != kern->scratch_bytes) {
+        free(k->scratch);
+        k->n_threads = n_threads;
+        k->scratch_bytes = kern->scratch_bytes;
+        k->scratch = aligned_alloc(64, (size_t)n_threads * kern->scratch_bytes + 64);
+        if (!k->scratch)
+            exit(1);
+    }
     memset(k->scratch, 0xFF, (size_t)n_threads * kern->scratch_bytes);
     return k;
 }

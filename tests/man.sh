@@ -9,9 +9,10 @@ faults() {
 }
 # Sources that a page names with .Pa and that are not there.
 missing_files() {
-    sed -nE 's/^\.(It )?Pa ((kernels|core|store|jobs|cmd|tests)\/[a-z_/]*\.[a-z]+)( .*)?$/\2/p' "$1" | while read -r f; do
-        [ -e "$f" ] || echo "$f"
-    done
+    sed -nE 's/^\.(It )?Pa ((kernels|core|store|jobs|cmd|tests)\/[a-z_/]*\.[a-z]+)( .*)?$/\2/p' "$1" |
+        while read -r f; do
+            [ -e "$f" ] || echo "$f"
+        done
 }
 
 for page in man/*.[1-9]; do

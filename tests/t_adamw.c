@@ -30,8 +30,8 @@ static struct kadamw step_of(const struct kadamw *o, int t)
 {
     struct kadamw s = *o;
 
-    s.bias1 = (float)(1 - pow((double)o->beta1, t));
-    s.bias2 = (float)(1 - pow((double)o->beta2, t));
+    s.bias1 = 1 - pow(o->beta1, t);
+    s.bias2 = 1 - pow(o->beta2, t);
     return s;
 }
 
@@ -70,11 +70,11 @@ static bool near_doubles(struct state *s, const double *p, const double *m, cons
 }
 
 static const struct { const char *why; int64_t n; struct kadamw o; } cases[] = {
-    { "one number", 1, { 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 0, 0, 1 } },
-    { "below every vector", 3, { 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 0, 0, 1 } },
-    { "no decay", 37, { 1e-2f, 0.9f, 0.999f, 1e-8f, 0, 0, 0, 1 } },
-    { "heavy decay, clipped", 4097, { 1e-2f, 0.8f, 0.99f, 1e-6f, 0.3f, 0, 0, 0.125f } },
-    { "large eps", 40001, { 1e-4f, 0.9f, 0.999f, 0.5f, 0.01f, 0, 0, 3 } },
+    { "one number", 1, { 1e-3, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1 } },
+    { "below every vector", 3, { 1e-3, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1 } },
+    { "no decay", 37, { 1e-2, 0.9, 0.999, 1e-8, 0, 0, 0, 1 } },
+    { "heavy decay, clipped", 4097, { 1e-2, 0.8, 0.99, 1e-6, 0.3, 0, 0, 0.125 } },
+    { "large eps", 40001, { 1e-4, 0.9, 0.999, 0.5, 0.01, 0, 0, 3 } },
 };
 
 static void test_steps(const struct kern *kern)

@@ -284,8 +284,8 @@ static bool side_near(const struct side *s, const double *want, double times, do
     return ok && side_intact(s);
 }
 
-/* lse: bf16 dot products go with exponentials good to 2.8e-6. times: scores of size 80 carry an absolute error of some 80
- * roundings, which becomes P's relative error and lse's absolute one. */
+/* lse: bf16 dot products go with exponentials good to 2.8e-6. times: scores of size 80 carry an absolute error of some
+ * 80 roundings, which becomes P's relative error and lse's absolute one. */
 static bool forward_near(struct work *w, const double *o, const double *lse, double times, const char *twin)
 {
     buf_read(&w->lse);

@@ -1,6 +1,6 @@
 /* tests/t_conv_rules.c: what holds for convolutions beside their values, on every twin: the same bits in any number of
- * threads, alone or in a batch; bad arguments refused by all twins alike, the null twin too, before anything is written;
- * too little scratch said. */
+ * threads, alone or in a batch; bad arguments refused by all twins alike, by the null twin too, and before anything is
+ * written; too little scratch reported. */
 #include "tests/conv_plan.h"
 
 #include <math.h>

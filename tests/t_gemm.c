@@ -197,7 +197,8 @@ static void test_factors(void)
         for (int t = 0; t < 9; t++)
             for (int64_t K = 0; K < 40; K += 13) {
                 const struct gemm_case s = { "factors", 15, 37, K, 1, t % 2, t % 4 > 1, factors[f][0], factors[f][1],
-                                             1, 2, 3, APART, (enum dtype)(t % 3), (enum dtype)(t % 3), (enum dtype)(t / 3) };
+                                             1, 2, 3, APART, (enum dtype)(t % 3), (enum dtype)(t % 3),
+                                             (enum dtype)(t / 3) };
                 ok &= check(&s);
             }
         tap_ok(ok, "alpha %g, beta %g", factors[f][0], factors[f][1]);

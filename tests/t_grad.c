@@ -1,9 +1,10 @@
 /* tests/t_grad.c: the gradient of every op with respect to every input against differences.
  *
- * L = <r, y> with r random, summed in doubles. Along a random direction u the derivative of L is (L(x + h u) - L(x - h u))
- * / 2h; two such differences, h and h/2, cancel the error of h^2 (Richardson). What remains is h^4 and the rounding of
- * L, 1e-7 or so relative, over h: with h = 1/16 (1/64 for weights, of which many meet in one output) both lie near 1e-5
- * of |g u|, the size that a sum of random terms g_i u_i has. 16-bit gradients are compared with those of f32 at the same, representable, inputs. */
+ * L = <r, y> with r random, summed in doubles. Along a random direction u the derivative of L is
+ * (L(x + h u) - L(x - h u)) / 2h; two such differences, h and h/2, cancel the error of h^2 (Richardson). What remains
+ * is h^4 and the rounding of L, 1e-7 or so relative, over h: with h = 1/16 (1/64 for weights, of which many meet in one
+ * output) both lie near 1e-5 of |g u|, the size that a sum of random terms g_i u_i has; 1e-4 where an activation is
+ * steep. 16-bit gradients are compared with those of f32 at the same, representable, inputs. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@ enum kind { ACT, RAW, VEC, FIX };
 
 struct leaf {
     enum kind kind;
-    int64_t dim[4];             /* up to the first 0 */
+    int64_t dim[4]; /* up to the first 0 */
 };
 
 typedef struct tensor *build_fn(struct tape *t, struct tensor **in, struct err *e);
@@ -29,14 +30,14 @@ struct op_case {
     const char *name;
     build_fn *build;
     struct leaf leaf[MAX_LEAF];
-    double away;                /* distance to keep from zero, where the function has a corner */
+    double away; /* distance to keep from zero, where the function has a corner */
 };
 
 /* ---- the ops ---- */
 
 static struct weight weights[MAX_WEIGHT];
 static int n_weight;
-static struct arena data;       /* leaves and packs of one run */
+static struct arena data; /* leaves and packs of one run */
 
 static struct weight *layer(struct tensor *raw, struct tensor *bias)
 {
@@ -109,7 +110,8 @@ OP(conv_point) { return op_conv(t, in[0], NULL, layer(in[1], in[2]), point, NULL
 
 OP(conv_joined)
 {
-    return op_conv(t, in[0], in[1], layer(in[2], in[3]), same, NULL, &(struct op_epilogue){ K_ACT_SILU, NULL, NULL }, e);
+    return op_conv(t, in[0], in[1], layer(in[2], in[3]), same, NULL, &(struct op_epilogue){ K_ACT_SILU, NULL, NULL },
+                   e);
 }
 
 OP(conv_shortcut)
@@ -126,7 +128,7 @@ OP(conv_shortcut_joined)
     return op_conv(t, in[0], NULL, layer(in[1], NULL), same, &cut, &(struct op_epilogue){ .row_add = in[2] }, e);
 }
 
-OP(conv_joined_self)                            /* the same tensor in both halves and in the shortcut */
+OP(conv_joined_self) /* the same tensor in both halves and in the shortcut */
 {
     const struct op_shortcut cut = { layer(in[2], NULL), in[0], NULL };
 
@@ -135,7 +137,8 @@ OP(conv_joined_self)                            /* the same tensor in both halve
 
 OP(conv_geglu)
 {
-    return op_conv(t, in[0], in[1], layer(in[2], in[3]), same, NULL, &(struct op_epilogue){ K_ACT_GEGLU, NULL, in[4] }, e);
+    return op_conv(t, in[0], in[1], layer(in[2], in[3]), same, NULL, &(struct op_epilogue){ K_ACT_GEGLU, NULL, in[4] },
+                   e);
 }
 
 OP(up_even) { return op_upsample_conv(t, in[0], layer(in[1], in[2]), 2 * in[0]->dim[1], 2 * in[0]->dim[2], e); }
@@ -178,7 +181,7 @@ OP(reshape)
     return h ? op_mul(t, h, h, e) : NULL;
 }
 
-OP(rows)                                        /* overlapping views, one of them twice */
+OP(rows) /* overlapping views, one of them twice */
 {
     struct tensor *a = op_rows(t, in[0], 1, 2, e), *b = op_rows(t, in[0], 0, 2, e);
 
@@ -194,10 +197,22 @@ OP(channels)
 }
 
 /* 2, 3 or 4 sizes */
-#define A2(...) { ACT, { __VA_ARGS__ } }
-#define R(...) { RAW, { __VA_ARGS__ } }
-#define V(n) { VEC, { n } }
-#define X(...) { FIX, { __VA_ARGS__ } }
+#define A2(...)                                                                                                        \
+    {                                                                                                                  \
+        ACT, { __VA_ARGS__ }                                                                                           \
+    }
+#define R(...)                                                                                                         \
+    {                                                                                                                  \
+        RAW, { __VA_ARGS__ }                                                                                           \
+    }
+#define V(n)                                                                                                           \
+    {                                                                                                                  \
+        VEC, { n }                                                                                                     \
+    }
+#define X(...)                                                                                                         \
+    {                                                                                                                  \
+        FIX, { __VA_ARGS__ }                                                                                           \
+    }
 
 static const struct op_case cases[] = {
     { "linear", linear, { A2(3, 5, 7), R(9, 7), V(9) }, 0 },
@@ -205,25 +220,37 @@ static const struct op_case cases[] = {
     { "linear, silu, row_add", linear_silu, { A2(3, 5, 7), R(9, 7), V(9), A2(3, 9) }, 0 },
     { "linear, gelu, residual", linear_gelu, { A2(3, 5, 7), R(9, 7), V(9), A2(3, 5, 9) }, 0 },
     { "linear, quick gelu", linear_quick, { A2(15, 7), R(9, 7), V(9) }, 0 },
-    { "linear, geglu, low rank, residual", linear_geglu,
-      { A2(3, 5, 7), R(10, 7), V(10), A2(3, 5, 5), R(2, 7), R(10, 2) }, 0 },
+    { "linear, geglu, low rank, residual",
+      linear_geglu,
+      { A2(3, 5, 7), R(10, 7), V(10), A2(3, 5, 5), R(2, 7), R(10, 2) },
+      0 },
     { "linear, row_add, residual", linear_residual, { A2(3, 5, 7), R(9, 7), V(9), A2(3, 9), A2(3, 5, 9) }, 0 },
-    { "linear, two low-rank terms, residual", linear_lora2,
-      { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(3, 7), R(9, 3), A2(3, 5, 9) }, 0 },
-    { "linear, three low-rank terms, silu, residual", linear_lora3,
-      { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(2, 7), R(9, 2), V(9), A2(3, 5, 9) }, 0 },
+    { "linear, two low-rank terms, residual",
+      linear_lora2,
+      { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(3, 7), R(9, 3), A2(3, 5, 9) },
+      0 },
+    { "linear, three low-rank terms, silu, residual",
+      linear_lora3,
+      { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(2, 7), R(9, 2), V(9), A2(3, 5, 9) },
+      0 },
     { "conv 3x3", conv_same, { A2(2, 5, 6, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "conv 3x3, stride 2", conv_half, { A2(2, 5, 6, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "conv 3x3, stride 2, padded below and right", conv_half_vae, { A2(2, 6, 5, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "conv 1x1", conv_point, { A2(2, 3, 4, 5), R(7, 1, 1, 5), V(7) }, 0 },
     { "conv, joined input, silu", conv_joined, { A2(2, 4, 3, 5), A2(2, 4, 3, 2), R(6, 3, 3, 7), V(6) }, 0 },
-    { "conv, shortcut, two biases, residual", conv_shortcut,
-      { A2(2, 4, 3, 5), R(6, 3, 3, 5), V(6), R(6, 1, 1, 3), V(6), A2(2, 4, 3, 3), A2(2, 4, 3, 6) }, 0 },
-    { "conv, joined shortcut, row_add", conv_shortcut_joined,
-      { A2(2, 4, 3, 5), R(6, 3, 3, 5), A2(2, 6), R(6, 1, 1, 7), V(6), A2(2, 4, 3, 3), A2(2, 4, 3, 4) }, 0 },
+    { "conv, shortcut, two biases, residual",
+      conv_shortcut,
+      { A2(2, 4, 3, 5), R(6, 3, 3, 5), V(6), R(6, 1, 1, 3), V(6), A2(2, 4, 3, 3), A2(2, 4, 3, 6) },
+      0 },
+    { "conv, joined shortcut, row_add",
+      conv_shortcut_joined,
+      { A2(2, 4, 3, 5), R(6, 3, 3, 5), A2(2, 6), R(6, 1, 1, 7), V(6), A2(2, 4, 3, 3), A2(2, 4, 3, 4) },
+      0 },
     { "conv, one tensor in all places", conv_joined_self, { A2(2, 4, 3, 3), R(6, 3, 3, 6), R(6, 1, 1, 3) }, 0 },
-    { "conv, geglu, joined input, residual", conv_geglu,
-      { A2(2, 4, 3, 5), A2(2, 4, 3, 2), R(6, 3, 3, 7), V(6), A2(2, 4, 3, 3) }, 0 },
+    { "conv, geglu, joined input, residual",
+      conv_geglu,
+      { A2(2, 4, 3, 5), A2(2, 4, 3, 2), R(6, 3, 3, 7), V(6), A2(2, 4, 3, 3) },
+      0 },
     { "doubling, then conv", up_even, { A2(2, 3, 4, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "doubling to an odd size, then conv", up_odd, { A2(2, 3, 4, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "attention", attention, { A2(2, 5, 10), A2(2, 3, 10), A2(2, 3, 10) }, 0 },
@@ -272,7 +299,7 @@ static struct arena meta;
 struct mode {
     enum dtype type;
     unsigned watched;
-    bool caller, segment;       /* gradients in f32 of the caller's, begun at 1; all in a checkpointed segment */
+    bool caller, segment; /* gradients in f32 of the caller's, begun at 1; all in a checkpointed segment */
 };
 
 struct values {
@@ -341,7 +368,7 @@ static struct tensor *make_result(const struct op_case *c, const struct mode *m,
 
     if (!m->segment)
         return c->build(&tape, in, e);
-    tape.recording = false;                     /* a rehearsal, for the shape */
+    tape.recording = false; /* a rehearsal, for the shape */
     mark = tape_mark(&tape);
     y = c->build(&tape, in, e);
     if (!y)
@@ -428,10 +455,7 @@ static void draw(struct values *x, const struct op_case *c, enum dtype type)
     }
 }
 
-static bool watchable(const struct op_case *c, int i)
-{
-    return c->leaf[i].kind != FIX;
-}
+static bool watchable(const struct op_case *c, int i) { return c->leaf[i].kind != FIX; }
 
 /* L along direction u of leaf i, at distance h. */
 static double along(const struct op_case *c, struct values *x, int i, const double *u, double h)
@@ -465,7 +489,6 @@ static bool check_difference(const struct op_case *c, struct values *x, const st
     }
     want = (4 * along(c, x, i, u, h / 2) - along(c, x, i, u, h)) / 3;
     size = sqrt(size);
-    if (getenv("SHOW")) printf("%g %s %d\n", fabs(got-want)/size, c->name, i);
     if (fabs(got - want) / size > worst_share)
         worst_share = fabs(got - want) / size;
     if (size > 0 && fabs(got - want) <= tolerance * size)
@@ -519,7 +542,7 @@ static void test_case(const struct op_case *c)
         if (!watchable(c, i))
             continue;
         run_once(c, &x, &(struct mode){ .type = F32, .watched = 1u << i }, &o);
-        frozen &= near_norm(c, &x, &o, &all, 0, 1e-6, 1u << i, "alone");        /* fused otherwise: rounding */
+        frozen &= near_norm(c, &x, &o, &all, 0, 1e-6, 1u << i, "alone"); /* fused otherwise: rounding */
     }
     tap_ok(frozen, "%s: the same gradients when all else is frozen", c->name);
 
@@ -545,9 +568,12 @@ static void test_case(const struct op_case *c)
 int main(void)
 {
     const struct tape_caps caps = { 1 << 22, 1 << 22, 1 << 22, 1 << 22 };
+    const char *isa = getenv("UNICON_TEST_ISA");
     struct err e = { 0 };
+    char name[32];
 
-    if (device_open(&dev, "cpu", 2, &e) || tape_memory_init(&mem, &dev, &caps, &e)
+    snprintf(name, sizeof name, "cpu%s%s", isa ? ":" : "", isa ? isa : "");
+    if (device_open(&dev, name, 2, &e) || tape_memory_init(&mem, &dev, &caps, &e)
         || arena_init(&meta, "test meta", ARENA_HOST, 1 << 20, &e)
         || arena_init(&data, "test data", ARENA_HOST, 1 << 24, &e)) {
         tap_ok(false, "set up: %s", e.text);

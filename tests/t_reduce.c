@@ -9,7 +9,7 @@
 
 static const double share = 12 * 0x1p-24;       /* of the sum of magnitudes */
 
-static const int64_t lengths[] = { 1, 2, 7, 15, 16, 17, 63, 64, 65, 255, 257, 1023, 1024, 1031, 16384, 16385, 100003 };
+static const int64_t lengths[] = { 1, 2, 7, 15, 16, 17, 63, 64, 65, 255, 257, 1023, 1024, 1031, 16384, 16385, 200003 };
 
 static bool near(double got, double want, double magnitude, const char *what, int64_t n)
 {

@@ -11,8 +11,8 @@ static int unary_back(struct tape *t, void *saved, struct err *e)
 {
     const struct act *s = saved;
     void *dy = s->y->grad->data;
-    const int rc = op_run(e, op_name(s->x), op_kern(t)->unary_back(op_ctx(t), s->f, dy, dy, s->x->data, s->x->type,
-                                                                   tensor_count(s->x)));
+    const int rc = op_run(e, op_name(s->x),
+                          op_kern(t)->unary_back(op_ctx(t), s->f, dy, dy, s->x->data, s->x->type, tensor_count(s->x)));
 
     return rc ? rc : tape_grad_move(t, s->x, s->y, e);
 }
@@ -33,8 +33,9 @@ static int geglu_back(struct tape *t, void *saved, struct err *e)
     int rc = op_grad_open(t, &g, s->x, e);
 
     if (!rc)
-        rc = op_run(e, op_name(s->x), op_kern(t)->geglu_back(op_ctx(t), g.to->data, s->y->grad->data, s->x->data,
-                                                             s->x->type, op_rows_of(s->y), op_width(s->y)));
+        rc = op_run(e, op_name(s->x),
+                    op_kern(t)->geglu_back(op_ctx(t), g.to->data, s->y->grad->data, s->x->data, s->x->type,
+                                           op_rows_of(s->y), op_width(s->y)));
     return rc ? rc : op_grad_close(t, &g, e);
 }
 
@@ -56,8 +57,9 @@ static int softmax_back(struct tape *t, void *saved, struct err *e)
 {
     const struct act *s = saved;
     void *dy = s->y->grad->data;
-    const int rc = op_run(e, op_name(s->x), op_kern(t)->softmax_back(op_ctx(t), dy, dy, s->y->data, s->x->type,
-                                                                     op_rows_of(s->y), op_width(s->y)));
+    const int rc =
+        op_run(e, op_name(s->x),
+               op_kern(t)->softmax_back(op_ctx(t), dy, dy, s->y->data, s->x->type, op_rows_of(s->y), op_width(s->y)));
 
     return rc ? rc : tape_grad_move(t, s->x, s->y, e);
 }
@@ -66,7 +68,8 @@ struct tensor *op_softmax(struct tape *t, struct tensor *x, struct err *e)
 {
     struct tensor *y = tape_out(t, x->type, x->n_dim, x->dim, e);
 
-    if (!y || op_run(e, op_name(x), op_kern(t)->softmax(op_ctx(t), y->data, x->data, x->type, op_rows_of(x), op_width(x))))
+    if (!y
+        || op_run(e, op_name(x), op_kern(t)->softmax(op_ctx(t), y->data, x->data, x->type, op_rows_of(x), op_width(x))))
         return NULL;
     return op_note(t, op_wants(t, x), softmax_back, &(struct act){ .x = x, .y = y }, sizeof(struct act), y, e);
 }

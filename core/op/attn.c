@@ -1,5 +1,5 @@
-/* core/op/attn.c: attention. The backward pass rebuilds the probabilities from q, k and one number per query, so that is
- * all that is kept of them. */
+/* core/op/attn.c: attention. The backward pass rebuilds the probabilities from q, k and one number per query and head,
+ * so that is all that is kept of them. */
 #include "core/op/common.h"
 
 #include <math.h>
@@ -27,8 +27,9 @@ static int attn_back(struct tape *t, void *saved, struct err *e)
 {
     const struct attn *s = saved;
     const struct kern *k = op_kern(t);
-    struct kattn_back b = { .f = s->f, .d_o = s->y->grad->data, .ldd_o = s->f.ldo, .lddq = s->f.ldq, .lddk = s->f.ldk,
-                            .lddv = s->f.ldv };
+    struct kattn_back b = {
+        .f = s->f, .d_o = s->y->grad->data, .ldd_o = s->f.ldo, .lddq = s->f.ldq, .lddk = s->f.ldk, .lddv = s->f.ldv
+    };
     struct op_grad dq, dk, dv;
     int rc = open_any(t, &dq, s->q, &b.dq, e);
 
@@ -55,8 +56,8 @@ static int check(const struct attn *s, int64_t N, bool causal, struct err *e)
     const int64_t width = op_width(q);
     char a[OP_TEXT], b[OP_TEXT], c[OP_TEXT];
 
-    if (q->n_dim >= 2 && k->n_dim >= 2 && N > 0 && width % N == 0 && width > 0 && q->type == k->type && q->dim[0] == k->dim[0]
-        && op_width(k) == width && v->type == k->type && tensor_same_shape(k, v)
+    if (q->n_dim >= 2 && k->n_dim >= 2 && N > 0 && width % N == 0 && width > 0 && q->type == k->type
+        && q->dim[0] == k->dim[0] && op_width(k) == width && v->type == k->type && tensor_same_shape(k, v)
         && (!causal || op_rows_of(q) == op_rows_of(k)))
         return OK;
     return err_set(e, E_ARG, "attention '%s': q %s, k %s, v %s do not fit %" PRId64 " heads%s", op_name(q),
@@ -75,9 +76,21 @@ struct tensor *op_attention(struct tape *t, struct tensor *q, struct tensor *k, 
     s.y = tape_out(t, q->type, q->n_dim, q->dim, e);
     if (!s.y)
         return NULL;
-    s.f = (struct kattn){ .type = q->type, .B = B, .N = N, .Tq = B ? op_rows_of(q) / B : 0,
-                          .Tk = B ? op_rows_of(k) / B : 0, .D = width / N, .q = q->data, .k = k->data, .v = v->data,
-                          .o = s.y->data, .ldq = width, .ldk = width, .ldv = width, .ldo = width, .causal = causal,
+    s.f = (struct kattn){ .type = q->type,
+                          .B = B,
+                          .N = N,
+                          .Tq = B ? op_rows_of(q) / B : 0,
+                          .Tk = B ? op_rows_of(k) / B : 0,
+                          .D = width / N,
+                          .q = q->data,
+                          .k = k->data,
+                          .v = v->data,
+                          .o = s.y->data,
+                          .ldq = width,
+                          .ldk = width,
+                          .ldv = width,
+                          .ldo = width,
+                          .causal = causal,
                           .scale = scale != 0 ? scale : 1 / sqrtf((float)(width / N)) };
     if (wanted(t, &s)) {
         s.f.lse = arena_push(&t->mem->step, (size_t)(B * N * s.f.Tq) * sizeof *s.f.lse, e);

@@ -25,15 +25,9 @@ int op_run(struct err *e, const char *what, int kstatus)
     }
 }
 
-const char *op_name(const struct tensor *x)
-{
-    return x && x->name ? x->name : "unnamed tensor";
-}
+const char *op_name(const struct tensor *x) { return x && x->name ? x->name : "unnamed tensor"; }
 
-int op_code(const struct err *e)
-{
-    return e && e->code ? e->code : E_NOMEM;
-}
+int op_code(const struct err *e) { return e && e->code ? e->code : E_NOMEM; }
 
 int op_check_alike(const char *op, const struct tensor *x, const struct tensor *z, struct err *e)
 {
@@ -79,10 +73,7 @@ struct tensor *op_note(struct tape *t, bool wanted, tape_back_fn *back, const vo
     return tape_note(t, back, s, y, e);
 }
 
-void *op_scratch(struct tape *t, size_t bytes, struct err *e)
-{
-    return arena_push(&t->mem->scratch, bytes, e);
-}
+void *op_scratch(struct tape *t, size_t bytes, struct err *e) { return arena_push(&t->mem->scratch, bytes, e); }
 
 /* ---- gradients ---- */
 

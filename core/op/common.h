@@ -6,22 +6,16 @@
 #include <inttypes.h>
 #include "core/op/op.h"
 
-enum { OP_TEXT = 96 };          /* room for tensor_text */
+enum { OP_TEXT = 96 }; /* room for tensor_text */
 
 static inline const struct kern *op_kern(const struct tape *t) { return t->dev->kern; }
 static inline struct kctx *op_ctx(struct tape *t) { return &t->dev->ctx; }
 
 /* Must x's gradient be found later, so that the op has to save what that takes? */
-static inline bool op_wants(const struct tape *t, const struct tensor *x)
-{
-    return t->recording && x && x->needs_grad;
-}
+static inline bool op_wants(const struct tape *t, const struct tensor *x) { return t->recording && x && x->needs_grad; }
 
 /* x as (rows, width). */
-static inline int64_t op_width(const struct tensor *x)
-{
-    return x->n_dim ? x->dim[x->n_dim - 1] : 1;
-}
+static inline int64_t op_width(const struct tensor *x) { return x->n_dim ? x->dim[x->n_dim - 1] : 1; }
 
 static inline int64_t op_rows_of(const struct tensor *x)
 {
@@ -32,8 +26,8 @@ static inline int64_t op_rows_of(const struct tensor *x)
     return n;
 }
 
-const char *op_name(const struct tensor *x);            /* its name, or words instead */
-int op_code(const struct err *e);                       /* e's code after a maker returned NULL */
+const char *op_name(const struct tensor *x); /* its name, or words instead */
+int op_code(const struct err *e);            /* e's code after a maker returned NULL */
 
 /* E_ARG unless x and z have the same type and shape. */
 int op_check_alike(const char *op, const struct tensor *x, const struct tensor *z, struct err *e);

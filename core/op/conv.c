@@ -21,15 +21,13 @@ static bool inside_wanted(const struct tape *t, const struct conv *s)
     return wanted;
 }
 
-static bool any_split(const struct conv *s)
-{
-    return s->term[0].split || s->term[s->n_term - 1].split;
-}
+static bool any_split(const struct conv *s) { return s->term[0].split || s->term[s->n_term - 1].split; }
 
 /* ---- setting up ---- */
 
 /* Terms for one weight over x, or x and x2 joined. g carries everything but the input's channels. */
-static int add_terms(struct conv *s, struct weight *w, struct tensor *x, struct tensor *x2, struct kgeom g, struct err *e)
+static int add_terms(struct conv *s, struct weight *w, struct tensor *x, struct tensor *x2, struct kgeom g,
+                     struct err *e)
 {
     struct tensor *const half[2] = { x, x2 };
     const int64_t C = op_width(x), C2 = x2 ? op_width(x2) : 0;
@@ -38,8 +36,8 @@ static int add_terms(struct conv *s, struct weight *w, struct tensor *x, struct 
 
     if (C + C2 != w->Ci)
         return err_set(e, E_ARG, "conv '%s': x %s%s%s has %" PRId64 " channels, weights take %" PRId64, w->name,
-                       tensor_text(x, text, sizeof text), x2 ? " and " : "", x2 ? tensor_text(x2, text2, sizeof text2) : "",
-                       C + C2, w->Ci);
+                       tensor_text(x, text, sizeof text), x2 ? " and " : "",
+                       x2 ? tensor_text(x2, text2, sizeof text2) : "", C + C2, w->Ci);
     if (s->n_term + n > MAX_TERM)
         return err_set(e, E_ARG, "conv '%s': more than %d inputs in one product", s->name, MAX_TERM);
     for (int i = 0; i < n; i++) {
@@ -49,7 +47,8 @@ static int add_terms(struct conv *s, struct weight *w, struct tensor *x, struct 
             return err_set(e, E_ARG, "conv '%s': '%s' is %s, want %s (%" PRId64 ",%" PRId64 ",%" PRId64 ",..)", w->name,
                            op_name(h), tensor_text(h, text, sizeof text), dtype_name(x->type), s->B, g.H, g.W);
         g.Ci = op_width(h);
-        s->term[s->n_term++] = (struct op_term){ .w = w, .x = half[i], .first = i ? C : 0, .split = x2 != NULL, .g = g };
+        s->term[s->n_term++] =
+            (struct op_term){ .w = w, .x = half[i], .first = i ? C : 0, .split = x2 != NULL, .g = g };
     }
     return OK;
 }
@@ -59,8 +58,9 @@ static int set_geometry(struct kgeom *out, const struct tensor *x, const struct 
 {
     char text[OP_TEXT];
 
-    *out = (struct kgeom){ .KH = w->KH, .KW = w->KW, .stride = g.stride, .pad_t = g.pad_t, .pad_l = g.pad_l, .up = 1,
-                           .Co = w->Co };
+    *out = (struct kgeom){
+        .KH = w->KH, .KW = w->KW, .stride = g.stride, .pad_t = g.pad_t, .pad_l = g.pad_l, .up = 1, .Co = w->Co
+    };
     if (x->n_dim != 4)
         return err_set(e, E_ARG, "conv '%s': x is %s, want (B,H,W,C)", w->name, tensor_text(x, text, sizeof text));
     out->H = x->dim[1];
@@ -83,15 +83,18 @@ static int set_up(struct conv *s, struct tensor *x, struct tensor *x2, struct we
 
     if (rc)
         return rc;
-    *s = (struct conv){ .name = w->name, .B = x->dim[0], .bias = { w->bias, c ? c->w->bias : NULL },
-                        .row_add = epi->row_add };
+    *s = (struct conv){
+        .name = w->name, .B = x->dim[0], .bias = { w->bias, c ? c->w->bias : NULL }, .row_add = epi->row_add
+    };
     rc = add_terms(s, w, x, x2, k, e);
     if (!rc && c) {
         if (c->w->Co != w->Co || c->w->KH != 1 || c->w->KW != 1 || c->x->type != x->type)
-            return err_set(e, E_ARG, "conv '%s': shortcut '%s' is %dx%d to %" PRId64 " channels, want 1x1 to %" PRId64
-                           " in %s", w->name, c->w->name, c->w->KH, c->w->KW, c->w->Co, w->Co, dtype_name(x->type));
-        one = (struct kgeom){ .H = k.Ho, .W = k.Wo, .Ho = k.Ho, .Wo = k.Wo, .Co = k.Co, .KH = 1, .KW = 1, .stride = 1,
-                              .up = 1 };
+            return err_set(e, E_ARG,
+                           "conv '%s': shortcut '%s' is %dx%d to %" PRId64 " channels, want 1x1 to %" PRId64 " in %s",
+                           w->name, c->w->name, c->w->KH, c->w->KW, c->w->Co, w->Co, dtype_name(x->type));
+        one = (struct kgeom){
+            .H = k.Ho, .W = k.Wo, .Ho = k.Ho, .Wo = k.Wo, .Co = k.Co, .KH = 1, .KW = 1, .stride = 1, .up = 1
+        };
         rc = add_terms(s, c->w, c->x, c->x2, one, e);
     }
     return rc ? rc : op_check_epilogue(w->name, epi, x, w->Co, e);
@@ -120,9 +123,17 @@ static int run(struct tape *t, const struct conv *s, enum kact act, struct err *
 {
     const int64_t width = op_width(s->y);
     struct kconv c = {
-        .dir = K_FWD, .B = s->B, .alpha = 1, .row_add = s->row_add ? s->row_add->data : NULL,
-        .row_add_ld = s->term[0].g.Co, .act = act, .residual = s->residual ? s->residual->data : NULL,
-        .residual_ld = width, .y = s->y->data, .y_type = s->y->type, .ldy = width,
+        .dir = K_FWD,
+        .B = s->B,
+        .alpha = 1,
+        .row_add = s->row_add ? s->row_add->data : NULL,
+        .row_add_ld = s->term[0].g.Co,
+        .act = act,
+        .residual = s->residual ? s->residual->data : NULL,
+        .residual_ld = width,
+        .y = s->y->data,
+        .y_type = s->y->type,
+        .ldy = width,
     };
     struct kpart part[MAX_TERM];
     int rc = joint_bias(t, s, &c.bias, e);
@@ -184,8 +195,8 @@ struct tensor *op_upsample_conv(struct tape *t, struct tensor *x, struct weight 
     if (set_geometry(&k, x, w, (struct op_conv_geom){ 1, 1, 1, 1, 1 }, e))
         return NULL;
     if (w->KH != 3 || w->KW != 3 || (Ho != 2 * k.H && Ho != 2 * k.H - 1) || (Wo != 2 * k.W && Wo != 2 * k.W - 1))
-        return op_fail(e, E_ARG, "conv '%s': %s cannot be doubled to %" PRId64 "x%" PRId64 " for a %dx%d kernel", w->name,
-                       tensor_text(x, text, sizeof text), Ho, Wo, w->KH, w->KW);
+        return op_fail(e, E_ARG, "conv '%s': %s cannot be doubled to %" PRId64 "x%" PRId64 " for a %dx%d kernel",
+                       w->name, tensor_text(x, text, sizeof text), Ho, Wo, w->KH, w->KW);
     k.up = 2;
     k.Ho = Ho;
     k.Wo = Wo;
@@ -221,8 +232,8 @@ static int odd_up_dx(struct tape *t, const struct conv *s, const struct op_term 
         return op_code(e);
     rc = op_product(t, s->name, &c, &part, 1, e);
     if (!rc)
-        rc = op_run(e, s->name, k->nearest_back(op_ctx(t), to.to->data, c.y, m->x->type, s->B, g->H, g->W, g->Ci, g->Ho,
-                                                g->Wo));
+        rc = op_run(e, s->name,
+                    k->nearest_back(op_ctx(t), to.to->data, c.y, m->x->type, s->B, g->H, g->W, g->Ci, g->Ho, g->Wo));
     return rc ? rc : op_grad_close(t, &to, e);
 }
 

@@ -8,10 +8,7 @@ struct elem {
     float a, b;
 };
 
-static bool wanted(const struct tape *t, const struct elem *s)
-{
-    return op_wants(t, s->x) || op_wants(t, s->z);
-}
+static bool wanted(const struct tape *t, const struct elem *s) { return op_wants(t, s->x) || op_wants(t, s->z); }
 
 /* ---- y = a x + b z ---- */
 
@@ -26,8 +23,9 @@ static int add_scaled(struct tape *t, struct tensor *x, float factor, const stru
     g = tape_grad(t, x, &accumulate, e);
     if (!g)
         return op_code(e);
-    return op_run(e, op_name(x), op_kern(t)->axpby(op_ctx(t), g->data, factor, dy->data, accumulate,
-                                                   accumulate ? g->data : NULL, g->type, tensor_count(g)));
+    return op_run(e, op_name(x),
+                  op_kern(t)->axpby(op_ctx(t), g->data, factor, dy->data, accumulate, accumulate ? g->data : NULL,
+                                    g->type, tensor_count(g)));
 }
 
 /* The same, and y is done with its gradient. */
@@ -41,8 +39,8 @@ static int give_scaled(struct tape *t, struct tensor *x, float factor, struct te
     if (x->grad)
         return add_scaled(t, x, factor, dy, e);
     if (factor != 1)
-        rc = op_run(e, op_name(x), op_kern(t)->axpby(op_ctx(t), dy->data, factor, dy->data, 0, NULL, dy->type,
-                                                     tensor_count(dy)));
+        rc = op_run(e, op_name(x),
+                    op_kern(t)->axpby(op_ctx(t), dy->data, factor, dy->data, 0, NULL, dy->type, tensor_count(dy)));
     return rc ? rc : tape_grad_move(t, x, y, e);
 }
 
@@ -65,8 +63,10 @@ struct tensor *op_axpby(struct tape *t, float a, struct tensor *x, float b, stru
     if (z && op_check_alike("axpby", x, z, e))
         return NULL;
     s.y = tape_out(t, x->type, x->n_dim, x->dim, e);
-    if (!s.y || op_run(e, op_name(x), op_kern(t)->axpby(op_ctx(t), s.y->data, a, x->data, z ? b : 0, z ? z->data : NULL,
-                                                        x->type, tensor_count(x))))
+    if (!s.y
+        || op_run(e, op_name(x),
+                  op_kern(t)->axpby(op_ctx(t), s.y->data, a, x->data, z ? b : 0, z ? z->data : NULL, x->type,
+                                    tensor_count(x))))
         return NULL;
     return op_note(t, wanted(t, &s), axpby_back, &s, sizeof s, s.y, e);
 }
@@ -109,7 +109,8 @@ struct tensor *op_mul(struct tape *t, struct tensor *x, struct tensor *z, struct
     if (op_check_alike("mul", x, z, e))
         return NULL;
     s.y = tape_out(t, x->type, x->n_dim, x->dim, e);
-    if (!s.y || op_run(e, op_name(x), op_kern(t)->mul(op_ctx(t), s.y->data, x->data, z->data, x->type, tensor_count(x))))
+    if (!s.y
+        || op_run(e, op_name(x), op_kern(t)->mul(op_ctx(t), s.y->data, x->data, z->data, x->type, tensor_count(x))))
         return NULL;
     return op_note(t, wanted(t, &s), mul_back, &s, sizeof s, s.y, e);
 }
@@ -121,8 +122,9 @@ static int row_axpby(struct tape *t, const struct tensor *x, void *y, const stru
 {
     const int64_t B = x->dim[0];
 
-    return op_run(e, op_name(x), op_kern(t)->row_axpby(op_ctx(t), y, a->data, from, c ? c->data : NULL, z ? z->data : NULL,
-                                                       x->type, B, B ? tensor_count(x) / B : 0));
+    return op_run(e, op_name(x),
+                  op_kern(t)->row_axpby(op_ctx(t), y, a->data, from, c ? c->data : NULL, z ? z->data : NULL, x->type, B,
+                                        B ? tensor_count(x) / B : 0));
 }
 
 static int row_axpby_back(struct tape *t, void *saved, struct err *e)
@@ -152,7 +154,8 @@ struct tensor *op_row_axpby(struct tape *t, struct tensor *a, struct tensor *x, 
     const int64_t B = x->dim[0];
 
     if (!c != !z)
-        return op_fail(e, E_ARG, "row_axpby '%s': a second factor without its input, or the other way round", op_name(x));
+        return op_fail(e, E_ARG, "row_axpby '%s': a second factor without its input, or the other way round",
+                       op_name(x));
     if (op_check_param("row_axpby", a, B, e) || (c && op_check_param("row_axpby", c, B, e))
         || (z && op_check_alike("row_axpby", x, z, e)))
         return NULL;
@@ -172,8 +175,8 @@ static int cast_back(struct tape *t, void *saved, struct err *e)
     int rc = op_grad_open(t, &g, s->x, e);
 
     if (!rc)
-        rc = op_run(e, op_name(s->x), op_kern(t)->cast(op_ctx(t), g.to->data, s->x->type, dy->data, dy->type,
-                                                       tensor_count(dy)));
+        rc = op_run(e, op_name(s->x),
+                    op_kern(t)->cast(op_ctx(t), g.to->data, s->x->type, dy->data, dy->type, tensor_count(dy)));
     return rc ? rc : op_grad_close(t, &g, e);
 }
 

@@ -3,7 +3,7 @@
 
 struct gather {
     struct tensor *table, *y;
-    const int32_t *id;          /* a copy in meta */
+    const int32_t *id; /* a copy in meta */
     int64_t n;
 };
 
@@ -15,8 +15,9 @@ static int gather_back(struct tape *t, void *saved, struct err *e)
 
     if (rc)
         return rc;
-    return op_run(e, op_name(s->table), op_kern(t)->gather_back(op_ctx(t), d, s->y->grad->data, s->y->type, s->id, s->n,
-                                                                s->table->dim[0], s->table->dim[1]));
+    return op_run(e, op_name(s->table),
+                  op_kern(t)->gather_back(op_ctx(t), d, s->y->grad->data, s->y->type, s->id, s->n, s->table->dim[0],
+                                          s->table->dim[1]));
 }
 
 struct tensor *op_gather(struct tape *t, struct tensor *table, const int32_t *id, int64_t n, enum dtype type,
@@ -40,8 +41,10 @@ struct tensor *op_gather(struct tape *t, struct tensor *table, const int32_t *id
         memcpy(copy, id, (size_t)n * sizeof *copy);
     s.id = copy;
     s.y = tape_out(t, type, 2, (int64_t[]){ n, table->dim[1] }, e);
-    if (!s.y || op_run(e, op_name(table), op_kern(t)->gather(op_ctx(t), s.y->data, type, table->data, table->type, copy, n,
-                                                             table->dim[0], table->dim[1])))
+    if (!s.y
+        || op_run(e, op_name(table),
+                  op_kern(t)->gather(op_ctx(t), s.y->data, type, table->data, table->type, copy, n, table->dim[0],
+                                     table->dim[1])))
         return NULL;
     return op_note(t, op_wants(t, table), gather_back, &s, sizeof s, s.y, e);
 }

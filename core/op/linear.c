@@ -61,10 +61,12 @@ static int check(const struct linear *s, const struct op_epilogue *epi, struct e
     for (int i = 0; i < s->n_lora; i++) {
         const struct weight *a = s->lora[i].down, *b = s->lora[i].up;
 
-        if (a->Ci != w->Ci || b->Co != w->Co || a->Co != b->Ci || a->bias || b->bias || a->KH * a->KW * b->KH * b->KW != 1)
-            return err_set(e, E_ARG, "linear '%s' (%" PRId64 ",%" PRId64 "): low-rank '%s' (%" PRId64 ",%" PRId64
-                           ") and '%s' (%" PRId64 ",%" PRId64 ") do not fit", w->name, w->Co, w->Ci, a->name, a->Co,
-                           a->Ci, b->name, b->Co, b->Ci);
+        if (a->Ci != w->Ci || b->Co != w->Co || a->Co != b->Ci || a->bias || b->bias
+            || a->KH * a->KW * b->KH * b->KW != 1)
+            return err_set(e, E_ARG,
+                           "linear '%s' (%" PRId64 ",%" PRId64 "): low-rank '%s' (%" PRId64 ",%" PRId64
+                           ") and '%s' (%" PRId64 ",%" PRId64 ") do not fit",
+                           w->name, w->Co, w->Ci, a->name, a->Co, a->Ci, b->name, b->Co, b->Ci);
     }
     return op_check_epilogue(w->name, epi, s->x, w->Co, e);
 }
@@ -77,8 +79,8 @@ static struct tensor *project_down(struct tape *t, const struct linear *s, int i
     struct tape_memory *mem = t->mem;
     struct kconv c = { .dir = K_FWD, .B = 1, .alpha = s->lora[i].scale, .y_type = s->x->type, .ldy = m.w->Co };
     struct kpart part;
-    struct tensor *z = tensor_new(&mem->meta, stays ? &mem->step : &mem->scratch, s->x->type, 2,
-                                  (int64_t[]){ s->rows, m.w->Co }, e);
+    struct tensor *z =
+        tensor_new(&mem->meta, stays ? &mem->step : &mem->scratch, s->x->type, 2, (int64_t[]){ s->rows, m.w->Co }, e);
 
     if (!z || op_term_part(t, &m, K_FWD, false, NULL, &part, e))
         return NULL;
@@ -93,10 +95,18 @@ static int run(struct tape *t, struct linear *s, enum kact act, struct err *e)
     const bool glu = act == K_ACT_GEGLU;
     const int64_t B = s->row_add ? s->x->dim[0] : 1;
     struct kconv c = {
-        .dir = K_FWD, .B = B, .alpha = 1, .bias = s->w->bias ? s->w->bias->data : NULL,
-        .row_add = s->row_add ? s->row_add->data : NULL, .row_add_ld = s->w->Co, .act = act,
-        .residual = s->residual ? s->residual->data : NULL, .residual_ld = op_width(s->y),
-        .y = s->y->data, .y_type = s->y->type, .ldy = op_width(s->y),
+        .dir = K_FWD,
+        .B = B,
+        .alpha = 1,
+        .bias = s->w->bias ? s->w->bias->data : NULL,
+        .row_add = s->row_add ? s->row_add->data : NULL,
+        .row_add_ld = s->w->Co,
+        .act = act,
+        .residual = s->residual ? s->residual->data : NULL,
+        .residual_ld = op_width(s->y),
+        .y = s->y->data,
+        .y_type = s->y->type,
+        .ldy = op_width(s->y),
     };
     struct kpart part[1 + MAX_LORA];
     int rc = op_term_part(t, &base, K_FWD, glu, NULL, &part[0], e);

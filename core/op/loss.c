@@ -44,8 +44,8 @@ static int mse_back(struct tape *t, void *saved, struct err *e)
 
         rc = op_grad_open(t, &g, a, e);
         if (!rc && g.to)
-            rc = op_run(e, "mse", k->mse_back(op_ctx(t), g.to->data, d, a->data, b->data, a->type, w, mask, s->B, s->HW,
-                                              s->C));
+            rc = op_run(e, "mse",
+                        k->mse_back(op_ctx(t), g.to->data, d, a->data, b->data, a->type, w, mask, s->B, s->HW, s->C));
         if (!rc)
             rc = op_grad_close(t, &g, e);
     }

@@ -5,7 +5,7 @@
 struct norm {
     struct tensor *x, *gamma, *beta, *y;
     float *mean, *rstd;
-    int64_t B, HW, C, G;        /* LayerNorm: B rows of C */
+    int64_t B, HW, C, G; /* LayerNorm: B rows of C */
     bool silu;
 };
 
@@ -54,9 +54,9 @@ static int group_norm_back(struct tape *t, void *saved, struct err *e)
     work = op_scratch(t, k->group_norm_back_bytes(s->B, s->HW, s->C, s->G), e);
     if (!work)
         return op_code(e);
-    rc = op_run(e, op_name(s->gamma), k->group_norm_back(op_ctx(t), dy, dgamma, dbeta, dy, s->C, s->x->data, s->C,
-                                                         s->mean, s->rstd, s->x->type, s->gamma->data, s->beta->data,
-                                                         s->B, s->HW, s->C, s->G, s->silu, work));
+    rc = op_run(e, op_name(s->gamma),
+                k->group_norm_back(op_ctx(t), dy, dgamma, dbeta, dy, s->C, s->x->data, s->C, s->mean, s->rstd,
+                                   s->x->type, s->gamma->data, s->beta->data, s->B, s->HW, s->C, s->G, s->silu, work));
     return rc ? rc : tape_grad_move(t, s->x, s->y, e);
 }
 
@@ -78,8 +78,8 @@ struct tensor *op_group_norm(struct tape *t, struct tensor *x, struct tensor *ga
     s.y = tape_out(t, x->type, x->n_dim, x->dim, e);
     if (!s.y || take_statistics(t, &s, s.B * G, wanted(t, &s), e))
         return NULL;
-    rc = op_kern(t)->group_norm(op_ctx(t), s.y->data, s.C, s.mean, s.rstd, x->data, s.C, x->type, gamma->data, beta->data,
-                                s.B, s.HW, s.C, G, eps, silu);
+    rc = op_kern(t)->group_norm(op_ctx(t), s.y->data, s.C, s.mean, s.rstd, x->data, s.C, x->type, gamma->data,
+                                beta->data, s.B, s.HW, s.C, G, eps, silu);
     arena_release(&t->mem->scratch, mark);
     if (op_run(e, op_name(gamma), rc))
         return NULL;
@@ -99,8 +99,9 @@ static int layer_norm_back(struct tape *t, void *saved, struct err *e)
     work = op_scratch(t, k->layer_norm_back_bytes(s->B, s->C), e);
     if (!work)
         return op_code(e);
-    rc = op_run(e, op_name(s->gamma), k->layer_norm_back(op_ctx(t), dy, dgamma, dbeta, dy, s->x->data, s->mean, s->rstd,
-                                                         s->x->type, s->gamma->data, s->B, s->C, work));
+    rc = op_run(e, op_name(s->gamma),
+                k->layer_norm_back(op_ctx(t), dy, dgamma, dbeta, dy, s->x->data, s->mean, s->rstd, s->x->type,
+                                   s->gamma->data, s->B, s->C, work));
     return rc ? rc : tape_grad_move(t, s->x, s->y, e);
 }
 
@@ -114,8 +115,9 @@ struct tensor *op_layer_norm(struct tape *t, struct tensor *x, struct tensor *ga
     s.y = tape_out(t, x->type, x->n_dim, x->dim, e);
     if (!s.y || (wanted(t, &s) && take_statistics(t, &s, s.B, true, e)))
         return NULL;
-    if (op_run(e, op_name(gamma), op_kern(t)->layer_norm(op_ctx(t), s.y->data, s.mean, s.rstd, x->data, x->type,
-                                                         gamma->data, beta->data, s.B, s.C, eps)))
+    if (op_run(e, op_name(gamma),
+               op_kern(t)->layer_norm(op_ctx(t), s.y->data, s.mean, s.rstd, x->data, x->type, gamma->data, beta->data,
+                                      s.B, s.C, eps)))
         return NULL;
     return op_note(t, wanted(t, &s), layer_norm_back, &s, sizeof s, s.y, e);
 }

@@ -71,10 +71,11 @@ struct tensor *op_cast(struct tape *t, struct tensor *x, enum dtype type, struct
 
 /* Shapes. Views share data with their input and cost nothing. */
 struct tensor *op_reshape(struct tape *t, struct tensor *x, int n_dim, const int64_t *dim, struct err *e);
-struct tensor *op_rows(struct tape *t, struct tensor *x, int64_t first, int64_t n, struct err *e);   /* a view of images */
+struct tensor *op_rows(struct tape *t, struct tensor *x, int64_t first, int64_t n, struct err *e);  /* view of images */
 struct tensor *op_join(struct tape *t, struct tensor *x, struct tensor *z, struct err *e);          /* along C */
 struct tensor *op_join_rows(struct tape *t, struct tensor *x, struct tensor *z, struct err *e);     /* along B */
-struct tensor *op_channels(struct tape *t, struct tensor *x, int64_t first, int64_t n, struct err *e); /* copy of a range of C */
+/* Copy of a range of C. */
+struct tensor *op_channels(struct tape *t, struct tensor *x, int64_t first, int64_t n, struct err *e);
 
 struct tensor *op_nearest(struct tape *t, struct tensor *x, int64_t Ho, int64_t Wo, struct err *e);
 struct tensor *op_bilinear(struct tape *t, struct tensor *x, int64_t Ho, int64_t Wo, bool align_corners,

@@ -1,12 +1,13 @@
 /* core/op/product.c: see product.h. */
 #include "core/op/product.h"
 
-enum { MAX_PART = 3 };          /* what kconv takes */
+enum { MAX_PART = 3 }; /* what kconv takes */
 
 struct kgeom op_linear_geom(int64_t rows, int64_t Ci, int64_t Co)
 {
-    return (struct kgeom){ .H = 1, .W = rows, .Ci = Ci, .Ho = 1, .Wo = rows, .Co = Co, .KH = 1, .KW = 1, .stride = 1,
-                           .up = 1 };
+    return (struct kgeom){
+        .H = 1, .W = rows, .Ci = Ci, .Ho = 1, .Wo = rows, .Co = Co, .KH = 1, .KW = 1, .stride = 1, .up = 1
+    };
 }
 
 static const void *term_pack(struct tape *t, const struct op_term *m, enum kpack_kind kind, bool glu, struct err *e)
@@ -29,8 +30,13 @@ int op_term_part(struct tape *t, const struct op_term *m, enum kdir dir, bool gl
     const enum kpack_kind kind = dir == K_FWD ? even ? K_PACK_UP : K_PACK_FWD : even ? K_PACK_UP_DX : K_PACK_DX;
     const struct tensor *in = dir == K_FWD ? m->x : dy;
 
-    *out = (struct kpart){ .x = in->data, .type = in->type, .ldx = op_width(in), .pack_type = m->w->pack_type,
-                           .pack_kind = kind, .glu = glu, .g = m->g };
+    *out = (struct kpart){ .x = in->data,
+                           .type = in->type,
+                           .ldx = op_width(in),
+                           .pack_type = m->w->pack_type,
+                           .pack_kind = kind,
+                           .glu = glu,
+                           .g = m->g };
     out->pack = term_pack(t, m, kind, glu, e);
     return out->pack ? OK : op_code(e);
 }
@@ -46,7 +52,7 @@ int op_product(struct tape *t, const char *what, struct kconv *c, const struct k
         rc = op_run(e, what, op_kern(t)->conv(op_ctx(t), c));
         c->bias = NULL;
         c->row_add = NULL;
-        c->residual = c->y;             /* further parts are added to what is there */
+        c->residual = c->y; /* further parts are added to what is there */
         c->residual_ld = c->ldy;
     }
     return rc;
@@ -75,9 +81,22 @@ static int pointwise_dw(struct tape *t, const struct op_term *m, const struct te
                         struct err *e)
 {
     const struct kgemm g = {
-        .M = m->g.Co, .N = m->g.Ci, .K = op_rows_of(dy), .n = 1, .a = dy->data, .b = m->x->data, .c = dw + m->first,
-        .a_type = dy->type, .b_type = m->x->type, .c_type = F32, .lda = m->g.Co, .ldb = m->g.Ci, .ldc = m->w->Ci,
-        .trans_a = true, .alpha = 1, .beta = accumulate,
+        .M = m->g.Co,
+        .N = m->g.Ci,
+        .K = op_rows_of(dy),
+        .n = 1,
+        .a = dy->data,
+        .b = m->x->data,
+        .c = dw + m->first,
+        .a_type = dy->type,
+        .b_type = m->x->type,
+        .c_type = F32,
+        .lda = m->g.Co,
+        .ldb = m->g.Ci,
+        .ldc = m->w->Ci,
+        .trans_a = true,
+        .alpha = 1,
+        .beta = accumulate,
     };
 
     return op_run(e, m->w->name, op_kern(t)->gemm(op_ctx(t), &g));
@@ -102,7 +121,7 @@ static int range_dw(struct tape *t, const struct op_term *m, int64_t B, const st
     return op_run(e, m->w->name, rc);
 }
 
-/* A new gradient of a split weight is cleared first: its two ranges come from two terms, or only one does. */
+/* A new gradient of a split weight is cleared first: this term writes one range of it, the other's adds to the rest. */
 int op_term_dw(struct tape *t, const struct op_term *m, int64_t B, const struct tensor *dy, struct err *e)
 {
     const struct kern *k = op_kern(t);
@@ -115,18 +134,17 @@ int op_term_dw(struct tape *t, const struct op_term *m, int64_t B, const struct 
     g = tape_grad_f32(t, m->w->raw, &accumulate, e);
     if (!g)
         return op_code(e);
-    if (m->split && !accumulate) {
+    if (m->split && !accumulate)
         rc = op_run(e, m->w->name, k->fill(op_ctx(t), g->data, F32, tensor_count(g), 0));
-        accumulate = true;
-    }
     if (rc)
         return rc;
     if (m->g.KH == 1 && m->g.KW == 1 && m->g.stride == 1)
         return pointwise_dw(t, m, dy, g->data, accumulate, e);
     if (m->split)
         return range_dw(t, m, B, dy, g->data, accumulate, e);
-    return op_run(e, m->w->name, k->conv_dw(op_ctx(t), g->data, accumulate, &m->g, B, m->x->data, m->x->type, m->g.Ci,
-                                            dy->data, dy->type, m->g.Co));
+    return op_run(e, m->w->name,
+                  k->conv_dw(op_ctx(t), g->data, accumulate, &m->g, B, m->x->data, m->x->type, m->g.Ci, dy->data,
+                             dy->type, m->g.Co));
 }
 
 /* ---- epilogues ---- */
@@ -157,8 +175,8 @@ int op_epilogue_back(struct tape *t, struct tensor *y, struct tensor *row_add, s
 
         rc = op_grad_open(t, &g, row_add, e);
         if (!rc)
-            rc = op_run(e, op_name(row_add), k->image_sum(op_ctx(t), g.to->data, dy->data, C, dy->type, B,
-                                                          B ? op_rows_of(dy) / B : 0, C));
+            rc = op_run(e, op_name(row_add),
+                        k->image_sum(op_ctx(t), g.to->data, dy->data, C, dy->type, B, B ? op_rows_of(dy) / B : 0, C));
         if (!rc)
             rc = op_grad_close(t, &g, e);
         if (rc)

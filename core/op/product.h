@@ -10,7 +10,7 @@ struct op_term {
     struct weight *w;
     struct tensor *x;
     int64_t first;
-    bool split;                 /* those channels are one of two ranges */
+    bool split; /* those channels are one of two ranges */
     struct kgeom g;
 };
 

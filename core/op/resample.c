@@ -18,7 +18,8 @@ static int resample_back(struct tape *t, void *saved, struct err *e)
     if (rc)
         return rc;
     if (s->linear)
-        rc = k->bilinear_back(op_ctx(t), g.to->data, dy, s->x->type, x[0], x[1], x[2], x[3], y[1], y[2], s->align_corners);
+        rc = k->bilinear_back(op_ctx(t), g.to->data, dy, s->x->type, x[0], x[1], x[2], x[3], y[1], y[2],
+                              s->align_corners);
     else
         rc = k->nearest_back(op_ctx(t), g.to->data, dy, s->x->type, x[0], x[1], x[2], x[3], y[1], y[2]);
     rc = op_run(e, op_name(s->x), rc);
@@ -34,8 +35,8 @@ static struct tensor *resample(struct tape *t, struct resample s, int64_t Ho, in
     int rc;
 
     if (x->n_dim != 4 || Ho < 0 || Wo < 0 || (Ho > 0 && Wo > 0 && (d[1] < 1 || d[2] < 1)))
-        return op_fail(e, E_ARG, "resample '%s': %s to %" PRId64 "x%" PRId64, op_name(x), tensor_text(x, text, sizeof text),
-                       Ho, Wo);
+        return op_fail(e, E_ARG, "resample '%s': %s to %" PRId64 "x%" PRId64, op_name(x),
+                       tensor_text(x, text, sizeof text), Ho, Wo);
     s.y = tape_out(t, x->type, 4, (int64_t[]){ d[0], Ho, Wo, d[3] }, e);
     if (!s.y)
         return NULL;
@@ -53,8 +54,7 @@ struct tensor *op_nearest(struct tape *t, struct tensor *x, int64_t Ho, int64_t 
     return resample(t, (struct resample){ .x = x }, Ho, Wo, e);
 }
 
-struct tensor *op_bilinear(struct tape *t, struct tensor *x, int64_t Ho, int64_t Wo, bool align_corners,
-                           struct err *e)
+struct tensor *op_bilinear(struct tape *t, struct tensor *x, int64_t Ho, int64_t Wo, bool align_corners, struct err *e)
 {
     return resample(t, (struct resample){ .x = x, .linear = true, .align_corners = align_corners }, Ho, Wo, e);
 }

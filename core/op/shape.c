@@ -4,7 +4,7 @@
 
 struct shape {
     struct tensor *x, *z, *y;
-    int64_t first;              /* image or channel where the range begins */
+    int64_t first; /* image or channel where the range begins */
 };
 
 /* ---- views ---- */
@@ -67,8 +67,9 @@ static int add_range(struct tape *t, struct tensor *x, int64_t at, int64_t ld, c
 
     if (!g)
         return op_code(e);
-    return op_run(e, op_name(x), op_kern(t)->copy_rows(op_ctx(t), (char *)g->data + (size_t)at * dtype_bytes(g->type), ld,
-                                                       dy->data, n, g->type, rows, n, true));
+    return op_run(e, op_name(x),
+                  op_kern(t)->copy_rows(op_ctx(t), (char *)g->data + (size_t)at * dtype_bytes(g->type), ld, dy->data, n,
+                                        g->type, rows, n, true));
 }
 
 static int rows_back(struct tape *t, void *saved, struct err *e)
@@ -101,9 +102,9 @@ static int copy(struct tape *t, const struct tensor *y, int64_t at, int64_t ldy,
 {
     const size_t size = dtype_bytes(x->type);
 
-    return op_run(e, op_name(x), op_kern(t)->copy_rows(op_ctx(t), (char *)y->data + (size_t)at * size, ldy,
-                                                       (const char *)x->data + (size_t)from * size, ldx, x->type, rows, n,
-                                                       false));
+    return op_run(e, op_name(x),
+                  op_kern(t)->copy_rows(op_ctx(t), (char *)y->data + (size_t)at * size, ldy,
+                                        (const char *)x->data + (size_t)from * size, ldx, x->type, rows, n, false));
 }
 
 /* Gradient of a whole input from the range of dy that it went to: columns [from, from+n) of rows of ld. */
@@ -118,9 +119,10 @@ static int take_range(struct tape *t, struct tensor *x, const struct tensor *dy,
     g = tape_grad(t, x, &accumulate, e);
     if (!g)
         return op_code(e);
-    return op_run(e, op_name(x), op_kern(t)->copy_rows(op_ctx(t), g->data, n,
-                                                       (const char *)dy->data + (size_t)from * dtype_bytes(dy->type), ld,
-                                                       dy->type, rows, n, accumulate));
+    return op_run(e, op_name(x),
+                  op_kern(t)->copy_rows(op_ctx(t), g->data, n,
+                                        (const char *)dy->data + (size_t)from * dtype_bytes(dy->type), ld, dy->type,
+                                        rows, n, accumulate));
 }
 
 static int join_back(struct tape *t, void *saved, struct err *e)

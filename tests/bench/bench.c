@@ -385,7 +385,7 @@ static int memory_run(void *arg)
     struct kctx *k = &c->m->k;
     const int64_t n = (int64_t)PIXELS * CHANNELS, HW = PIXELS / IMAGES;
     const struct krng rng = { { 1, 2 }, { 3, 4, 5 } };
-    const struct kadamw adamw = { 1e-4f, 0.9f, 0.999f, 1e-8f, 0.01f, 0.1f, 0.001f, 1 };
+    const struct kadamw adamw = { 1e-4, 0.9, 0.999, 1e-8, 0.01, 0.1, 0.001, 1 };
     const struct kview4 view = { { IMAGES, 64, 64, CHANNELS }, { CHANNELS * HW, 64, 1, HW } };
     const enum dtype t = c->t;
 

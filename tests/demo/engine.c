@@ -27,10 +27,10 @@
 enum {
     SIDE = 16, PIXELS = SIDE * SIDE * 3, C0 = 32, C1 = 64, D_TIME = 128, N_HEAD = 4, N_GROUP = 8,
     MAX_PARAM = 1 << 19, N_T = 1000,
-    N_STEP = 700, N_BATCH = 32, N_REPORT = 14, N_SAMPLE = 8, N_DDIM = 50,
+    N_STEP = 1000, N_BATCH = 32, N_REPORT = 20, N_SAMPLE = 8, N_DDIM = 50,
     SEED = 7
 };
-static const float LR = 2e-3f;
+static const float LR = 2e-3f, AVERAGE = 0.99f;
 
 /* ---- the model ---- */
 
@@ -49,7 +49,7 @@ struct attention {
 struct net {
     struct device *dev;
     struct arena meta, arena;
-    float *value, *grad, *m, *v;                    /* all parameters in one block of MAX_PARAM, and three like it */
+    float *value, *grad, *m, *v, *mean;             /* all parameters in one block of MAX_PARAM, and four like it */
     int64_t n;
     struct weight *weights[48];                     /* to pack anew after each step */
     int n_weight;
@@ -152,7 +152,7 @@ static int net_layers(struct net *n, struct err *e)
 static int net_make(struct net *n, struct device *dev, struct err *e)
 {
     const size_t bytes = MAX_PARAM * sizeof(float);
-    float **block[] = { &n->value, &n->grad, &n->m, &n->v };
+    float **block[] = { &n->value, &n->grad, &n->m, &n->v, &n->mean };
     int rc;
 
     memset(n, 0, sizeof *n);
@@ -231,14 +231,12 @@ static struct tensor *denoise(struct tape *t, struct net *n, struct tensor *x, s
 
 /* ---- pictures and noise ---- */
 
-/* Linear betas from 1e-4 to 0.02, Ho et al. 2020, sec. 4: share of the picture that is left at t. */
+/* Share of the picture that is left at time t: the cosine of Nichol & Dhariwal 2021, Eq. 17. */
 static double alpha_bar(int t)
 {
-    double log_sum = 0;
+    const double c = cos(((double)(t + 1) / N_T + 0.008) / 1.008 * 1.5707963267948966);
 
-    for (int i = 0; i <= t; i++)
-        log_sum += log1p(-(1e-4 + (0.02 - 1e-4) * i / (N_T - 1)));
-    return exp(log_sum);
+    return fmax(c * c, 1e-4);
 }
 
 /* px (16,16,3) in [-1,1]: a disc or a square in one of six colours on dark ground, edges one pixel soft. */
@@ -294,19 +292,26 @@ static int batch_make(struct tape *t, int step, struct batch *b, struct err *e)
 
 /* ---- training ---- */
 
-/* AdamW with a short warm-up and a cosine decay to nothing. */
+static void touch(struct net *n)
+{
+    for (int i = 0; i < n->n_weight; i++)
+        weight_touch(n->weights[i]);
+}
+
+/* AdamW with a short warm-up and a cosine decay to nothing; `mean` follows the parameters slowly. */
 static int update(struct net *n, int step, struct err *e)
 {
+    const struct kern *k = n->dev->kern;
     const float lr = LR * fminf(1, (float)(step + 1) / 20) * 0.5f * (1 + cosf(3.1415927f * (float)step / N_STEP));
+    const float keep = step ? AVERAGE : 0;
     const struct kadamw o = {
         .lr = lr, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.01f,
         .bias1 = 1 - powf(0.9f, (float)(step + 1)), .bias2 = 1 - powf(0.99f, (float)(step + 1)), .grad_scale = 1,
     };
+    int rc = op_run(e, "adamw", k->adamw(&n->dev->ctx, n->value, n->m, n->v, n->grad, n->n, &o, NULL, F32));
 
-    for (int i = 0; i < n->n_weight; i++)
-        weight_touch(n->weights[i]);
-    return op_run(e, "adamw",
-                  n->dev->kern->adamw(&n->dev->ctx, n->value, n->m, n->v, n->grad, n->n, &o, NULL, F32));
+    touch(n);
+    return rc ? rc : op_run(e, "mean", k->axpby(&n->dev->ctx, n->mean, keep, n->mean, 1 - keep, n->value, F32, n->n));
 }
 
 static int train_step(struct tape *t, struct net *n, int step, float *loss, struct err *e)
@@ -357,11 +362,15 @@ static int sample_step(struct tape *t, struct net *n, float *x, int at, int next
     return OK;
 }
 
+/* With the mean of the parameters: it draws better than where the last step left them. */
 static int sample(struct tape *t, struct net *n, float *x, struct err *e)
 {
+    const struct kern *k = n->dev->kern;
     const struct krng r = rng_stream(SEED + 1, RNG_NOISE, 0, 0);
-    int rc = op_run(e, "noise", n->dev->kern->random_normal(&n->dev->ctx, x, F32, N_SAMPLE * PIXELS, &r, 0));
+    int rc = op_run(e, "noise", k->random_normal(&n->dev->ctx, x, F32, N_SAMPLE * PIXELS, &r, 0));
 
+    rc = rc ? rc : op_run(e, "mean", k->axpby(&n->dev->ctx, n->value, 1, n->mean, 0, NULL, F32, n->n));
+    touch(n);
     for (int i = N_DDIM - 1; i >= 0 && !rc; i--)
         rc = sample_step(t, n, x, (i + 1) * N_T / N_DDIM - 1, i * N_T / N_DDIM - 1, e);
     return rc;

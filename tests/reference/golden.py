@@ -6,8 +6,8 @@ Inputs are drawn from their names, so that large ones need not be kept: element 
     z = splitmix64(s + (i+1) * 0x9E3779B97F4A7C15)
     value = scale * 2^-15 * (sum of z's four 16-bit fields - 131070)        standard deviation 1.15 scale
 
-which is exact in float32 (18 bits) and in neither of the 16-bit types: a kernel that rounds where it should
-not is seen. tests/golden.c draws the same numbers. Tensors of up to KEEP elements are stored as well; of larger
+which is exact in float32 (18 bits) and hardly ever in a 16-bit type: a kernel that rounds where it should not is
+seen. tests/golden.c draws the same numbers. Tensors of up to KEEP elements are stored as well; of larger
 ones the file's metadata keeps "draw NAME" = "scale dim0 dim1 ..".
 
 Leaves are made in our layout (NHWC, OHWI, (B,T,C)) and permuted inside the graph, so the gradients come out in it.

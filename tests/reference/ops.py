@@ -179,7 +179,8 @@ def activations():
     c = case("geglu")
     x = c.leaf("x", (3, 5, 22), 2.0)
     m = GEGLU(22, 11).to(file.dtype)                          # the projection is the identity: the gate alone
-    c.done(functional_call(m, {"proj.weight": torch.eye(22).to(file.dtype), "proj.bias": torch.zeros(22).to(file.dtype)}, (x,)))
+    proj = {"proj.weight": torch.eye(22).to(file.dtype), "proj.bias": torch.zeros(22).to(file.dtype)}
+    c.done(functional_call(m, proj, (x,)))
     c = case("softmax")
     c.done(torch.softmax(c.leaf("x", (3, 5, 19), 2.0), -1))
 
