@@ -139,6 +139,8 @@ $B/fuzz/%: $B/tests/fuzz/%.o $(if $(filter fuzz,$(VARIANT)),,$B/tests/fuzz/repla
 $B/fuzz/%: LIBS += $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer)
 yes = $(filter yes,$(HAVE_$1))
 $B/tests/bench/%.o: CFLAGS += $(if $(call yes,OPENBLAS),-DHAVE_OPENBLAS) $(if $(call yes,DNNL),-DHAVE_DNNL)
+$B/tests/bench/peer.o: $B/peers
+$(eval $(call stamp,$B/peers,$(HAVE_OPENBLAS) $(HAVE_DNNL)))
 $B/bench: LIBS += $(if $(call yes,OPENBLAS),-lopenblas) $(if $(call yes,DNNL),-ldnnl)
 $B/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon.a
 	$(LINK)

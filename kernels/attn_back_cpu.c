@@ -174,17 +174,17 @@ static void row_panel(bool dot, float *dq, const float *ds, const float *k, int6
 
 /* ---- softmax ---- */
 
-/* P over S and dS over dP; lanes from nk on, and keys behind a query if causal, become zero. */
-INLINE void grad_scores(bool masks, bool causal, const struct mem *m, int64_t nq, int64_t nk, int64_t ahead)
+/* P over S and dS over dP; if causal, zero for keys behind their query. Lanes behind the last key repeat it: they are
+ * as finite as it is, and nothing reads them. */
+INLINE void grad_scores(bool causal, const struct mem *m, int64_t nq, int64_t ahead)
 {
     for (int64_t i = 0; i < nq; i++) {
         const vf lse = v_set(m->lse[i]), delta = v_set(m->delta[i]);
-        const int64_t seen = causal && ahead + i + 1 < nk ? ahead + i + 1 : nk;
         for (int j = 0; j < 2; j++) {
             float *s = m->s + i * LANES + j * VL, *ds = m->ds + i * LANES + j * VL;
             vf p = v_exp2(v_loadf(s) - lse, false), d = p * (v_loadf(ds) - delta);
-            if (masks) {
-                const vi in = v_lanes(j * VL) < (int32_t)seen;
+            if (causal) {
+                const vi in = v_lanes(j * VL) <= (int32_t)(ahead + i);
                 p = v_select(in, p, v_zero());
                 d = v_select(in, d, v_zero());
             }
@@ -195,14 +195,15 @@ INLINE void grad_scores(bool masks, bool causal, const struct mem *m, int64_t nq
 }
 
 #if HAS_BF16_DOT
-/* The same for dot products: pairs of queries for dV and dK, and dS once more as pairs of keys for dQ. c: scale. */
-INLINE void grad_scores_pairs(bool masks, bool causal, const struct mem *m, int64_t nq, int64_t nk, int64_t ahead, vf c)
+/* The same for dot products: pairs of queries for dV and dK, and dS once more as pairs of keys for dQ. c: scale. The
+ * last query of an odd number is paired with zeros. */
+INLINE void grad_scores_pairs(bool masks, bool causal, const struct mem *m, int64_t nq, int64_t ahead, vf c)
 {
     for (int64_t i = 0; i < nq; i += 2) {
         vf p[2][2], d[2][2];
         for (int r = 0; r < 2; r++) {
             const vf lse = v_set(m->lse[i + r]), delta = v_set(m->delta[i + r]);
-            const int64_t seen = i + r >= nq ? 0 : causal && ahead + i + r + 1 < nk ? ahead + i + r + 1 : nk;
+            const int64_t seen = i + r >= nq ? 0 : causal ? ahead + i + r + 1 : LANES;
             for (int j = 0; j < 2; j++) {
                 const int64_t x = (i + r) * LANES + j * VL;
                 p[r][j] = v_exp2(v_fma(v_loadf(m->s + x), c, -lse), true);
@@ -232,7 +233,7 @@ static void meet(const struct kattn *a, const struct plan *p, const struct mem *
     const int64_t n_word = p->steps * LANES, n_pair = p->dot ? (nq + 1) / 2 : nq;
     const float *kt = m->kt + group * n_word, *vt = m->vt + group * n_word, *kr = m->kr + group * LANES * p->ldr;
     const int nv = nk > VL ? 2 : 1;
-    const bool masks = nk < LANES || (a->causal && ahead < nk - 1) || (p->dot && nq % 2);
+    const bool causal = a->causal && ahead < nk - 1;
     float one[LANES];
 
     for (int i = 0; i < LANES; i++)
@@ -240,16 +241,16 @@ static void meet(const struct kattn *a, const struct plan *p, const struct mem *
     panel(nv, p->dot, TILE_SET, m->s, m->qt, p->q_block, kt, p->steps, nq, one);
     panel(nv, p->dot, TILE_SET, m->ds, m->ot, p->q_block, vt, p->steps, nq, one);
 #if HAS_BF16_DOT
-    if (p->dot && masks)
-        grad_scores_pairs(true, a->causal, m, nq, nk, ahead, v_set(a->scale * log2_e));
+    if (p->dot && (causal || nq % 2))
+        grad_scores_pairs(true, causal, m, nq, ahead, v_set(a->scale * log2_e));
     else if (p->dot)
-        grad_scores_pairs(false, false, m, nq, nk, ahead, v_set(a->scale * log2_e));
+        grad_scores_pairs(false, false, m, nq, ahead, v_set(a->scale * log2_e));
     else
 #endif
-    if (masks)
-        grad_scores(true, a->causal, m, nq, nk, ahead);
+    if (causal)
+        grad_scores(true, m, nq, ahead);
     else
-        grad_scores(false, false, m, nq, nk, ahead);
+        grad_scores(false, m, nq, ahead);
     panel(nv, p->dot, TILE_ADD, m->dv + group * p->d_size, m->orow, p->ldr, m->s, n_pair, a->D, one);
     panel(nv, p->dot, TILE_ADD, m->dk + group * p->d_size, m->qr, p->ldr, m->ds, n_pair, a->D, one);
     row_panel(p->dot, m->dq, p->dot ? m->dsr : m->ds, kr, p->ldr, p->dot ? (nk + 1) / 2 : nk, nq, a->D);
@@ -265,7 +266,7 @@ INLINE float row_dot(const void *x, const void *y, enum dtype T, int64_t D)
     for (; d + VL <= D; d += VL)
         s = v_fma(v_load(x, d, T), v_load(y, d, T), s);
     if (d < D)
-        s = v_fma(load_tail(x, d, T, D - d), load_tail(y, d, T, D - d), s);
+        s = v_fma(v_load_n(x, d, T, D - d), v_load_n(y, d, T, D - d), s);
     return v_sum(s);
 }
 
@@ -274,7 +275,7 @@ INLINE void pack_keys(const struct kattn *a, const struct plan *p, const struct 
                       int64_t n, int64_t k0, int64_t nk)
 {
     for (int64_t i = 0; i < nk; i += LANES) {
-        const int64_t g = i / LANES, row = b * a->Tk + k0 + i, ng = least(nk - i, LANES);
+        const int64_t g = i / LANES, row = b * a->Tk + k0 + i, ng = lesser(nk - i, LANES);
         const char *k = at(a->k, T, row * a->ldk + n * a->D), *v = at(a->v, T, row * a->ldv + n * a->D);
         pack_columns(p->dot, m->kt + g * p->steps * LANES, LANES, k, T, a->ldk, ng, a->D, 1.0f, m->strip);
         pack_columns(p->dot, m->vt + g * p->steps * LANES, LANES, v, T, a->ldv, ng, a->D, 1.0f, m->strip);
@@ -325,17 +326,17 @@ INLINE void back_part(const struct kattn_back *g, const struct plan *p, const st
     }
     pack_keys(a, p, m, T, b, n, k0, nk);
     for (int64_t q0 = 0; q0 < a->Tq; q0 += p->q_block) {
-        const int64_t nq = least(a->Tq - q0, p->q_block);
-        const int64_t seen = a->causal ? least(nk, q0 + nq - k0) : nk;      /* keys that some query here sees */
+        const int64_t nq = lesser(a->Tq - q0, p->q_block);
+        const int64_t seen = a->causal ? lesser(nk, q0 + nq - k0) : nk;      /* keys that some query here sees */
         if (seen <= 0 && !first)
             continue;
         pack_queries(g, p, m, T, b, n, q0, nq);
         for (int64_t i = 0; i < seen; i += LANES)
-            meet(a, p, m, i / LANES, nq, least(nk - i, LANES), q0 - k0 - i);
+            meet(a, p, m, i / LANES, nq, lesser(nk - i, LANES), q0 - k0 - i);
         keep_share(share + q0 * a->D, m->dq, p->ldr, nq, a->D, first);
     }
     for (int64_t i = 0; i < nk; i += LANES) {
-        const int64_t row = b * a->Tk + k0 + i, ng = least(nk - i, LANES), o = i / LANES * p->d_size;
+        const int64_t row = b * a->Tk + k0 + i, ng = lesser(nk - i, LANES), o = i / LANES * p->d_size;
         unpack_columns(at(g->dk, T, row * g->lddk + n * a->D), T, g->lddk, m->dk + o, ng, a->D, scale, m->strip);
         unpack_columns(at(g->dv, T, row * g->lddv + n * a->D), T, g->lddv, m->dv + o, ng, a->D, one, m->strip);
     }
@@ -344,25 +345,25 @@ INLINE void back_part(const struct kattn_back *g, const struct plan *p, const st
 INLINE void back_task(const struct kattn_back *g, const struct plan *p, enum dtype T, int64_t b, int64_t n, int64_t c,
                       float *share, float *scratch)
 {
-    const int64_t end = least(g->f.Tk, (c + 1) * p->chunk);
+    const int64_t end = lesser(g->f.Tk, (c + 1) * p->chunk);
     struct mem m;
 
     place(&m, p, g->f.D, scratch);
     for (int64_t k0 = c * p->chunk; k0 < end; k0 += p->part)
-        back_part(g, p, &m, T, b, n, k0, least(end - k0, p->part), share, k0 == c * p->chunk);
+        back_part(g, p, &m, T, b, n, k0, lesser(end - k0, p->part), share, k0 == c * p->chunk);
 }
 
 /* dq row (D) of type T = scale * the sum of its shares, which lie `apart` floats apart. */
 INLINE void sum_shares(void *dq, enum dtype T, const float *share, int64_t apart, int64_t n, int64_t D, float scale)
 {
     for (int64_t d = 0; d < D; d += VL) {
-        vf s = d + VL <= D ? v_loadf(share + d) : load_tail(share, d, F32, D - d);
+        vf s = d + VL <= D ? v_loadf(share + d) : v_load_n(share, d, F32, D - d);
         for (int64_t c = 1; c < n; c++)
-            s += d + VL <= D ? v_loadf(share + c * apart + d) : load_tail(share + c * apart, d, F32, D - d);
+            s += d + VL <= D ? v_loadf(share + c * apart + d) : v_load_n(share + c * apart, d, F32, D - d);
         if (d + VL <= D)
             v_store(dq, d, T, v_set(scale) * s);
         else
-            store_tail(dq, d, T, v_set(scale) * s, D - d);
+            v_store_n(dq, d, T, v_set(scale) * s, D - d);
     }
 }
 
@@ -371,7 +372,7 @@ INLINE void sum_shares(void *dq, enum dtype T, const float *share, int64_t apart
 /* Images whose shares lie in `work` at once: enough tasks for the threads. */
 static int64_t images_at_once(const struct kattn *a, const struct plan *p, int n_threads)
 {
-    return least(a->B, (4 * (int64_t)n_threads + a->N * p->n_chunk - 1) / (a->N * p->n_chunk));
+    return lesser(a->B, (4 * (int64_t)n_threads + a->N * p->n_chunk - 1) / (a->N * p->n_chunk));
 }
 
 static size_t attn_back_bytes(const struct kattn *a, int n_threads)
@@ -429,7 +430,7 @@ static int attn_back(struct kctx *k, const struct kattn_back *g)
         return K_SCRATCH;
     n = images_at_once(&g->f, &p, k->n_threads);
     for (int64_t b = 0; b < g->f.B; b += n)
-        back_images(k, g, &p, b, least(g->f.B - b, n));
+        back_images(k, g, &p, b, lesser(g->f.B - b, n));
     return K_OK;
 }
 

@@ -151,7 +151,7 @@ INLINE void pack_queries(const struct kattn *a, const struct plan *p, const stru
                          int64_t nq)
 {
     for (int64_t i = 0; i < nq; i += LANES)
-        pack_columns(p->dot, m->q + i * p->steps, LANES, at(q, T, i * a->ldq), T, a->ldq, least(nq - i, LANES), a->D,
+        pack_columns(p->dot, m->q + i * p->steps, LANES, at(q, T, i * a->ldq), T, a->ldq, lesser(nq - i, LANES), a->D,
                      a->scale * log2_e, m->strip);
     memset(m->o, 0, sizeof(float) * (size_t)(round_up(nq, LANES) / LANES * p->o_size));
     memset(m->sum, 0, sizeof(float) * (size_t)p->q_block);
@@ -166,7 +166,7 @@ INLINE void finish(const struct kattn *a, const struct plan *p, const struct mem
     const double c = (p->dot ? (double)a->scale * (double)log2_e : 1.0) * 0.6931471805599453;
 
     for (int64_t i = 0; i < nq; i += LANES) {
-        const int64_t n = least(nq - i, LANES);
+        const int64_t n = lesser(nq - i, LANES);
         const float *y = m->o + i / LANES * p->o_size;
         float r[LANES];
 
@@ -182,19 +182,19 @@ INLINE void finish(const struct kattn *a, const struct plan *p, const struct mem
 INLINE void attn_task(const struct kattn *a, const struct plan *p, enum dtype T, int64_t b, int64_t n, int64_t q0,
                       float *scratch)
 {
-    const int64_t D = a->D, nq = least(a->Tq - q0, p->q_block), end = a->causal ? q0 + nq : a->Tk;
+    const int64_t D = a->D, nq = lesser(a->Tq - q0, p->q_block), end = a->causal ? q0 + nq : a->Tk;
     struct mem m;
 
     place(&m, p, D, scratch);
     pack_queries(a, p, &m, at(a->q, T, (b * a->Tq + q0) * a->ldq + n * D), T, nq);
     for (int64_t k0 = 0; k0 < end; k0 += KEYS) {
-        const int64_t nk = least(a->Tk - k0, KEYS), row = b * a->Tk + k0;
+        const int64_t nk = lesser(a->Tk - k0, KEYS), row = b * a->Tk + k0;
         pack_columns(p->dot, m.k, KEYS, at(a->k, T, row * a->ldk + n * D), T, a->ldk, nk, D, 1.0f, m.strip);
         pack_rows(p->dot, m.v, p->ldv, at(a->v, T, row * a->ldv + n * D), T, a->ldv, nk, D);
         for (int64_t i = 0; i < nq; i += LANES) {
-            const int64_t seen = a->causal ? least(q0 + i + LANES, q0 + nq) - k0 : nk;  /* by the last query */
+            const int64_t seen = a->causal ? lesser(q0 + i + LANES, q0 + nq) - k0 : nk;  /* by the last query */
             if (seen > 0)
-                attend(a, p, &m, i / LANES, nq - i, least(seen, nk), q0 + i - k0);
+                attend(a, p, &m, i / LANES, nq - i, lesser(seen, nk), q0 + i - k0);
         }
     }
     finish(a, p, &m, at(a->o, T, (b * a->Tq + q0) * a->ldo + n * D), T,

@@ -29,11 +29,6 @@ INLINE int64_t round_up(int64_t n, int64_t to)
     return (n + to - 1) / to * to;
 }
 
-INLINE int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Element i of p. */
 INLINE char *at(const void *p, enum dtype type, int64_t i)
 {
@@ -231,39 +226,6 @@ static void panel(int nv, bool dot, enum tile_out out, float *c, const float *a,
 
 /* ---- packing ---- */
 
-/* The last n < VL elements of a row, the other lanes zero. */
-INLINE vf load_tail(const void *p, int64_t i, enum dtype t, int64_t n)
-{
-#if VL == 16
-    const __mmask16 m = (__mmask16)((1u << n) - 1);
-    if (t == F32)
-        return (vf)_mm512_maskz_loadu_ps(m, (const float *)p + i);
-    const __m256i h = _mm256_maskz_loadu_epi16(m, (const uint16_t *)p + i);
-    if (t == F16)
-        return (vf)_mm512_cvtph_ps(h);
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
-#else
-    return v_load_n(p, i, t, n);
-#endif
-}
-
-INLINE void store_tail(void *p, int64_t i, enum dtype t, vf x, int64_t n)
-{
-#if VL == 16
-    const __mmask16 m = (__mmask16)((1u << n) - 1);
-    uint16_t h[VL];
-
-    if (t == F32) {
-        _mm512_mask_storeu_ps((float *)p + i, m, (__m512)x);
-        return;
-    }
-    v_store(h, 0, t, x);
-    _mm256_mask_storeu_epi16((uint16_t *)p + i, m, _mm256_loadu_si256((const void *)h));
-#else
-    v_store_n(p, i, t, x, n);
-#endif
-}
-
 /* y (D) = scale * x (D) */
 INLINE void copy_row(void *y, enum dtype y_type, const void *x, enum dtype x_type, int64_t D, float scale)
 {
@@ -273,7 +235,7 @@ INLINE void copy_row(void *y, enum dtype y_type, const void *x, enum dtype x_typ
     for (; d + VL <= D; d += VL)
         v_store(y, d, y_type, s * v_load(x, d, x_type));
     if (d < D)
-        store_tail(y, d, y_type, s * load_tail(x, d, x_type, D - d), D - d);
+        v_store_n(y, d, y_type, s * v_load_n(x, d, x_type, D - d), D - d);
 }
 
 enum { AHEAD = 16 };            /* rows: heads lie far apart in memory, where the processor foresees nothing */
@@ -298,10 +260,10 @@ INLINE vf v_zip_hi(vf a, vf b) { return (vf)_mm256_unpackhi_ps((__m256)a, (__m25
 INLINE vf v_pair_lo(vf a, vf b) { return (vf)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x44); }
 INLINE vf v_pair_hi(vf a, vf b) { return (vf)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xEE); }
 #else
-INLINE vf v_zip_lo(vf a, vf b) { return __builtin_shuffle(a, b, (vi){ 0, 4, 1, 5 }); }
-INLINE vf v_zip_hi(vf a, vf b) { return __builtin_shuffle(a, b, (vi){ 2, 6, 3, 7 }); }
-INLINE vf v_pair_lo(vf a, vf b) { return __builtin_shuffle(a, b, (vi){ 0, 1, 4, 5 }); }
-INLINE vf v_pair_hi(vf a, vf b) { return __builtin_shuffle(a, b, (vi){ 2, 3, 6, 7 }); }
+INLINE vf v_zip_lo(vf a, vf b) { return (vf){ a[0], b[0], a[1], b[1] }; }
+INLINE vf v_zip_hi(vf a, vf b) { return (vf){ a[2], b[2], a[3], b[3] }; }
+INLINE vf v_pair_lo(vf a, vf b) { return (vf){ a[0], a[1], b[0], b[1] }; }
+INLINE vf v_pair_hi(vf a, vf b) { return (vf){ a[2], a[3], b[2], b[3] }; }
 #endif
 
 /* Four words at `at` of each of the rows 0, 4, 8, .. */
@@ -363,7 +325,7 @@ INLINE void pack_columns(bool dot, float *dst, int64_t ldd, const void *src, enu
     for (int64_t i = 0; i < n; i += VL) {
         for (int j = 0; j < VL; j++) {
             float *y = strip + j * (D + SLACK);
-            row[j] = at(src, type, least(i + j, n - 1) * ld);
+            row[j] = at(src, type, lesser(i + j, n - 1) * ld);
             fetch_ahead(src, i + j, n, ld * size, D * size);
             if (dot ? D % 2 == 0 : type == F32)
                 continue;

@@ -21,8 +21,8 @@ struct epilogue {
 
 /* ---- left operand ---- */
 
-/* How many columns from q on (at most `left`) lie side by side in memory: the rest of q's tap, and the taps after it that
- * read the next pixels of the same line. */
+/* How many columns from q on (at most `left`) lie side by side in memory: the rest of q's tap, and the taps after it
+ * that read the next pixels of the same line. */
 static int64_t span(const struct gather *g, const struct pixel *p, int tap, int64_t in_tap, int64_t left)
 {
     int64_t n = g->C - in_tap;
@@ -36,13 +36,14 @@ static int64_t span(const struct gather *g, const struct pixel *p, int tap, int6
 }
 
 /* Row of p, columns [k, k+kc), to d. t and dot are constants at each call. */
-INLINE void fill_row(const struct gather *g, enum dtype t, bool dot, float *d, const struct pixel *p, int64_t k, int64_t kc)
+INLINE void fill_row(const struct gather *g, enum dtype t, bool dot, float *d, const struct pixel *p, int64_t k,
+                     int64_t kc)
 {
     int tap = (int)(k / g->depth);
     int64_t c = k - tap * g->depth, q = 0;
 
     while (q < kc) {
-        const int64_t at = gather_at(g, p, tap), left = min64(kc - q, g->depth - c);
+        const int64_t at = gather_at(g, p, tap), left = lesser(kc - q, g->depth - c);
         const int64_t n = at < 0 ? left : span(g, p, tap, c, kc - q);
 
         if (dot && at < 0)
@@ -143,10 +144,9 @@ INLINE vf finish(const struct kconv *c, enum dtype t, vf sum, int64_t b, int64_t
     vf x = sum * v_set(c->alpha);
 
     if (c->bias)
-        x += have >= VL ? v_loadf(c->bias + column) : v_load_n(c->bias, column, F32, have);
+        x += v_load_upto(c->bias, column, F32, have);
     if (c->row_add)
-        x += have >= VL ? v_load(c->row_add, b * c->row_add_ld + column, t)
-                       : v_load_n(c->row_add, b * c->row_add_ld + column, t, have);
+        x += v_load_upto(c->row_add, b * c->row_add_ld + column, t, have);
     return x;
 }
 
@@ -202,12 +202,8 @@ INLINE void write_tile(const struct epilogue *e, enum dtype t, int64_t row, int 
             else
                 x = activate(x, c->act);
             if (c->residual)
-                x += have >= VL ? v_load(c->residual, px * c->residual_ld + n, t)
-                                : v_load_n(c->residual, px * c->residual_ld + n, t, have);
-            if (have >= VL)
-                v_store(c->y, px * c->ldy + n, t, x);
-            else
-                v_store_n(c->y, px * c->ldy + n, t, x, have);
+                x += v_load_upto(c->residual, px * c->residual_ld + n, t, have);
+            v_store_upto(c->y, px * c->ldy + n, t, x, have);
         }
     }
 }
@@ -252,8 +248,8 @@ struct job {                            /* one product: a phase of a convolution
 };
 
 /* Add a run whose taps are consecutive in the pack from tap `first_tap` on. */
-static struct gather *add_run(struct job *j, const struct kpart *part, enum kdir dir, int64_t taps_in_pack, int first_tap,
-                              int64_t phase_bytes)
+static struct gather *add_run(struct job *j, const struct kpart *part, enum kdir dir, int64_t taps_in_pack,
+                              int first_tap, int64_t phase_bytes)
 {
     const struct kgeom *g = &part->g;
     const int i = j->p.n_run++;
@@ -308,8 +304,9 @@ static void part_forward(struct job *j, const struct kpart *part)
 static void part_up(struct job *j, const struct kpart *part, int py, int px)
 {
     const int64_t columns = part->g.Co, channels = part->g.Ci;
-    const int64_t tap = pack_is_narrow(columns, false) ? columns * pack_narrow_depth(channels)
-                                                       : ceil_div(columns, NR) * NR * pack_tap_depth(part->pack_type, channels);
+    const int64_t tap = pack_is_narrow(columns, false)
+        ? columns * pack_narrow_depth(channels)
+        : ceil_div(columns, NR) * NR * pack_tap_depth(part->pack_type, channels);
     const int64_t phase_bytes = 4 * tap * (int64_t)dtype_bytes(part->pack_type);
     struct gather *a = add_run(j, part, K_FWD, 4, 0, (py * 2 + px) * phase_bytes);
 
@@ -366,7 +363,7 @@ static bool part_fits(const struct kconv *c, const struct kpart *p)
         || (p->glu && p->pack_kind != K_PACK_FWD) || p->ldx < (c->dir == K_FWD ? g->Ci : g->Co))
         return false;
     if (g->Ci < 0 || g->Co < 0 || g->H < 0 || g->W < 0 || g->Ho < 0 || g->Wo < 0 || g->KH < 1 || g->KW < 1
-        || g->pad_t < 0 || g->pad_l < 0 || g->KH * g->KW > MAX_TAPS || (g->stride != 1 && g->stride != 2)
+        || g->pad_t < 0 || g->pad_l < 0 || g->KH * g->KW > K_MAX_TAPS || (g->stride != 1 && g->stride != 2)
         || (g->up != 1 && g->up != 2))
         return false;
     if (g->up == 2 && (g->stride != 1 || g->Ho > 2 * g->H || g->Wo > 2 * g->W || g->KH % 2 == 0 || g->KW % 2 == 0

@@ -13,24 +13,6 @@ enum {
     STRIP = 1024                /* mask values laid out per element */
 };
 
-INLINE int64_t lesser(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-INLINE vf load_some(const void *p, int64_t i, enum dtype T, int64_t n)
-{
-    return n >= VL ? v_load(p, i, T) : v_load_n(p, i, T, n);
-}
-
-INLINE void store_some(void *p, int64_t i, enum dtype T, vf x, int64_t n)
-{
-    if (n >= VL)
-        v_store(p, i, T, x);
-    else
-        v_store_n(p, i, T, x, n);
-}
-
 static bool bad(enum dtype type, int64_t a, int64_t b)
 {
     return (unsigned)type >= N_DTYPE || a < 0 || b < 0;
@@ -41,7 +23,7 @@ static bool bad(enum dtype type, int64_t a, int64_t b)
 INLINE void fill_run(enum dtype T, void *y, float value, int64_t i, int64_t end)
 {
     for (; i < end; i += VL)
-        store_some(y, i, T, v_set(value), end - i);
+        v_store_upto(y, i, T, v_set(value), end - i);
 }
 
 static int fill_block(void *y, enum dtype type, float value, int64_t i, int64_t end)
@@ -63,7 +45,7 @@ static int fill(struct kctx *k, void *y, enum dtype type, int64_t n, float value
 INLINE void cast_run(enum dtype TY, enum dtype TX, void *y, int64_t iy, const void *x, int64_t ix, int64_t n)
 {
     for (int64_t i = 0; i < n; i += VL)
-        store_some(y, iy + i, TY, load_some(x, ix + i, TX, n - i), n - i);
+        v_store_upto(y, iy + i, TY, v_load_upto(x, ix + i, TX, n - i), n - i);
 }
 
 /* n elements; the same type is copied bit for bit. */
@@ -100,12 +82,10 @@ INLINE void axpby_run(enum dtype T, void *y, float a, const void *x, float b, co
 {
     const vf va = v_set(a), vb = v_set(b);
 
-    if (z)
-        for (; i < end; i += VL)
-            store_some(y, i, T, v_fma(va, load_some(x, i, T, end - i), vb * load_some(z, i, T, end - i)), end - i);
-    else
-        for (; i < end; i += VL)
-            store_some(y, i, T, v_fma(va, load_some(x, i, T, end - i), vb), end - i);
+    for (; i < end; i += VL) {
+        const vf rest = z ? vb * v_load_upto(z, i, T, end - i) : vb;
+        v_store_upto(y, i, T, v_fma(va, v_load_upto(x, i, T, end - i), rest), end - i);
+    }
 }
 
 static int axpby_block(void *y, float a, const void *x, float b, const void *z, enum dtype type, int64_t i, int64_t end)
@@ -139,7 +119,7 @@ static int row_axpby(struct kctx *k, void *y, const float *a, const void *x, con
 INLINE void mul_run(enum dtype T, void *y, const void *x, const void *z, int64_t i, int64_t end)
 {
     for (; i < end; i += VL)
-        store_some(y, i, T, load_some(x, i, T, end - i) * load_some(z, i, T, end - i), end - i);
+        v_store_upto(y, i, T, v_load_upto(x, i, T, end - i) * v_load_upto(z, i, T, end - i), end - i);
 }
 
 static int mul_block(void *y, const void *x, const void *z, enum dtype type, int64_t i, int64_t end)
@@ -171,8 +151,8 @@ INLINE void lerp_run(enum dtype T, void *y, const float *m, const void *x, const
             strip[at] = m[p];
     }
     for (int64_t at = 0; i < end; i += VL, at += VL) {
-        const vf w = load_some(strip, at, F32, end - i), rest = (v_set(1.0f) - w) * load_some(z, i, T, end - i);
-        store_some(y, i, T, v_fma(w, load_some(x, i, T, end - i), rest), end - i);
+        const vf w = v_load_upto(strip, at, F32, end - i), rest = (v_set(1.0f) - w) * v_load_upto(z, i, T, end - i);
+        v_store_upto(y, i, T, v_fma(w, v_load_upto(x, i, T, end - i), rest), end - i);
     }
 }
 
@@ -199,7 +179,7 @@ static int lerp_mask(struct kctx *k, void *y, const float *m, const void *x, con
 INLINE void add_run(enum dtype T, void *y, int64_t iy, const void *x, int64_t ix, int64_t n)
 {
     for (int64_t i = 0; i < n; i += VL)
-        store_some(y, iy + i, T, load_some(y, iy + i, T, n - i) + load_some(x, ix + i, T, n - i), n - i);
+        v_store_upto(y, iy + i, T, v_load_upto(y, iy + i, T, n - i) + v_load_upto(x, ix + i, T, n - i), n - i);
 }
 
 static int add_block(void *y, int64_t iy, const void *x, int64_t ix, enum dtype type, int64_t n)
@@ -353,6 +333,8 @@ static int gather(struct kctx *k, void *y, enum dtype y_type, const void *table,
 {
     if (bad(y_type, n, V) || bad(table_type, D, 0) || bad_ids(id, n, V))
         return K_ARG;
+    if (!D)
+        return K_OK;
 #pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n * D >= BIG)
     for (int64_t i = 0; i < n; i++)
         cast_block(y, y_type, i * D, table, table_type, id[i] * D, D);
@@ -365,7 +347,7 @@ INLINE void gather_back_run(enum dtype T, float *dtable, const void *dy, const i
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = c0; c < c1; c += VL) {
             const int64_t at = id[i] * D + c;
-            store_some(dtable, at, F32, load_some(dtable, at, F32, c1 - c) + load_some(dy, i * D + c, T, c1 - c),
+            v_store_upto(dtable, at, F32, v_load_upto(dtable, at, F32, c1 - c) + v_load_upto(dy, i * D + c, T, c1 - c),
                        c1 - c);
         }
 }

@@ -1,12 +1,11 @@
 /* kernels/gather.h: the patches of a convolution as rows of a matrix, read where they lie.
- * Row m of the matrix is pixel (b,i,j) of a grid, m = (b*Gh + i)*Gw + j; column k is channel k % depth of tap k / depth.
+ * Row m of the matrix is pixel (b,i,j) of a grid, m = (b*Gh + i)*Gw + j; column k is channel k % depth of tap
+ * k / depth.
  * A tap (dy,dx) reads pixel (i*stride + dy, j*stride + dx) of the input, zero outside of it. */
 #ifndef UNICON_KERNELS_GATHER_H
 #define UNICON_KERNELS_GATHER_H
 
 #include "kernels/product.h"
-
-enum { MAX_TAPS = 64 };
 
 struct gather {
     const void *x;
@@ -20,7 +19,7 @@ struct gather {
     int64_t Gh, Gw;
     int64_t C, depth;                   /* channels of a tap; columns of a tap, C or C + 1 (zero) */
     int n_tap;
-    int16_t dy[MAX_TAPS], dx[MAX_TAPS];
+    int16_t dy[K_MAX_TAPS], dx[K_MAX_TAPS];
 };
 
 /* A pack as the right operand of a run. */

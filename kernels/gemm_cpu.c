@@ -19,11 +19,6 @@ struct matrix {
 
 enum { PANEL_STRIDE = KC * NR };
 
-INLINE vf load_upto(const void *p, int64_t at, enum dtype t, int64_t n)
-{
-    return n >= VL ? v_load(p, at, t) : v_load_n(p, at, t, n);
-}
-
 /* bf16 of step k (as f32) below those of step k + 1. */
 INLINE vf pair(vf even, vf odd)
 {
@@ -33,11 +28,11 @@ INLINE vf pair(vf even, vf odd)
 /* Words of n elements that lie side by side in each step: step k at `at`, the next ld further. */
 INLINE vf words_across(const struct matrix *m, enum dtype t, bool dot, int64_t at, int64_t k, int64_t n)
 {
-    const vf even = k < m->K ? load_upto(m->p, at, t, n) : v_zero();
+    const vf even = k < m->K ? v_load_upto(m->p, at, t, n) : v_zero();
 
     if (!dot)
         return even;
-    return pair(even, k + 1 < m->K ? load_upto(m->p, at + m->ld, t, n) : v_zero());
+    return pair(even, k + 1 < m->K ? v_load_upto(m->p, at + m->ld, t, n) : v_zero());
 }
 
 /* VL words along k of one row or column that is contiguous in k. */
@@ -48,7 +43,7 @@ INLINE vf words_along(const struct matrix *m, enum dtype t, bool dot, int64_t at
     if (left <= 0)
         return v_zero();
     if (!dot)
-        return load_upto(m->p, at, t, left);
+        return v_load_upto(m->p, at, t, left);
     if (left >= 2 * VL)
         return v_loadf((const float *)(const void *)((const uint16_t *)m->p + at));
     uint16_t h[2 * VL] = { 0 };
@@ -106,10 +101,10 @@ INLINE void make_panel(float *d, const struct matrix *m, enum dtype t, bool dot,
     vf w[VL];
 
     for (int c = 0; c < NR; c += VL) {
-        const int64_t have = min64(VL, m->columns - n0 - c);
+        const int64_t have = lesser(VL, m->columns - n0 - c);
 
         for (int64_t q = 0; q < kc; q += VL * step) {
-            const int n_step = (int)min64(VL, (kc - q + step - 1) / step);
+            const int n_step = (int)lesser(VL, (kc - q + step - 1) / step);
 
             for (int i = 0; i < VL; i++)
                 w[i] = m->trans ? i < have ? words_along(m, t, dot, (n0 + c + i) * m->ld + k + q, k + q) : v_zero()
@@ -154,11 +149,11 @@ INLINE void make_patch_row(float *buf, const struct gather *g, enum dtype t, boo
                            const struct pixel *p1, int64_t panel, int n)
 {
     int64_t c = panel * NR, tap = -1, at0 = -1, at1 = -1;
-    const int64_t end = min64((panel + n) * NR, g->C * g->n_tap);
+    const int64_t end = lesser((panel + n) * NR, g->C * g->n_tap);
 
     while (c < end) {
         const int64_t in_panel = c % NR, in_tap = c % g->C;
-        const int64_t len = min64(min64(g->C - in_tap, NR - in_panel), min64(end - c, VL));
+        const int64_t len = lesser(lesser(g->C - in_tap, NR - in_panel), lesser(end - c, VL));
         float *d = buf + (c / NR - panel) * PANEL_STRIDE + in_panel;
         vf w = v_zero();
 
@@ -168,13 +163,10 @@ INLINE void make_patch_row(float *buf, const struct gather *g, enum dtype t, boo
             at1 = dot && p1 ? gather_at(g, p1, (int)tap) : -1;
         }
         if (at0 >= 0)
-            w = load_upto(g->x, at0 + in_tap, t, len);
+            w = v_load_upto(g->x, at0 + in_tap, t, len);
         if (dot)
-            w = pair(w, at1 >= 0 ? load_upto(g->x, at1 + in_tap, t, len) : v_zero());
-        if (len == VL)
-            v_storef(d, w);
-        else
-            v_store_n(d, 0, F32, w, len);
+            w = pair(w, at1 >= 0 ? v_load_upto(g->x, at1 + in_tap, t, len) : v_zero());
+        v_store_upto(d, 0, F32, w, len);
         c += len;
     }
     for (; c < (panel + n) * NR; c++)
@@ -228,17 +220,14 @@ static void write_c(const void *e, int64_t row, int mr, int64_t panel, const flo
 
     for (int r = 0; r < mr; r++)
         for (int h = 0; h < 2; h++) {
-            const int64_t n = panel * NR + h * VL, have = min64(VL, o->N - n), at = (row + r) * o->ldc + n;
+            const int64_t n = panel * NR + h * VL, have = lesser(VL, o->N - n), at = (row + r) * o->ldc + n;
             vf x = v_loadf(tile + r * NR + h * VL) * v_set(o->alpha);
 
             if (have <= 0)
                 break;
             if (o->beta != 0)
-                x = v_fma(v_set(o->beta), load_upto(o->c, at, o->type, have), x);
-            if (have == VL)
-                v_store(o->c, at, o->type, x);
-            else
-                v_store_n(o->c, at, o->type, x, have);
+                x = v_fma(v_set(o->beta), v_load_upto(o->c, at, o->type, have), x);
+            v_store_upto(o->c, at, o->type, x, have);
         }
 }
 
@@ -276,7 +265,7 @@ static int gemm(struct kctx *k, const struct kgemm *g)
 
 static bool dw_fits(const struct kgeom *g, float beta, int64_t B, enum dtype x_type, enum dtype dy_type)
 {
-    return B >= 0 && g->KH > 0 && g->KW > 0 && g->KH * g->KW <= MAX_TAPS && x_type < N_DTYPE && dy_type < N_DTYPE
+    return B >= 0 && g->KH > 0 && g->KW > 0 && g->KH * g->KW <= K_MAX_TAPS && x_type < N_DTYPE && dy_type < N_DTYPE
         && g->pad_t >= 0 && g->pad_l >= 0 && (g->stride == 1 || g->stride == 2)
         && (g->up == 1 || (g->up == 2 && g->stride == 1 && g->Ho <= 2 * g->H && g->Wo <= 2 * g->W
                            && g->KH == 2 * g->pad_t + 1 && g->KW == 2 * g->pad_l + 1))

@@ -61,6 +61,8 @@ struct kctx {
  *   out(i,j) = sum over taps (a,b) of w(a,b) . in(i*stride - pad_t + a, j*stride - pad_l + b)
  * Pixels outside are zero. `up` = 2 first doubles the input by nearest neighbour and crops it to
  * (Ho,Wo) (stride 1 and same padding only: how the decoder's up-sampling layers work). */
+enum { K_MAX_TAPS = 64 };        /* KH * KW at most */
+
 struct kgeom {
     int64_t H, W, Ci;
     int64_t Ho, Wo, Co;
@@ -74,7 +76,7 @@ struct kgeom {
 enum kpack_kind {
     K_PACK_FWD,                 /* for conv with dir = K_FWD; any stride; also up = 2 with odd targets */
     K_PACK_DX,                  /* for conv with dir = K_DX, up = 1 */
-    K_PACK_UP,                  /* K_FWD, up = 2, 3x3, even targets: four 2x2 phases, 4/9 of the work */
+    K_PACK_UP,                  /* K_FWD, up = 2, 3x3, Ho = 2H, Wo = 2W: four 2x2 phases, 4/9 of the work */
     K_PACK_UP_DX,               /* K_DX of the same: one 4x4 stride-2 product */
     K_N_PACK
 };
@@ -228,7 +230,7 @@ struct kern {
                            const float *mean, const float *rstd, enum dtype type, const float *gamma,
                            int64_t rows, int64_t D, void *work);
 
-    /* -- activations; y may be x, dx may be dy -- */
+    /* -- activations; y may be x, dx may be dy (not in GEGLU, whose sizes differ) -- */
     int (*unary)(struct kctx *k, enum kunary f, void *y, const void *x, enum dtype type, int64_t n);
     int (*unary_back)(struct kctx *k, enum kunary f, void *dx, const void *dy, const void *x, enum dtype type,
                       int64_t n);

@@ -72,6 +72,7 @@ static int n_pack(struct kctx *k, void *dst, const struct kpack *p, const void *
 static bool geom_ok(const struct kgeom *g)
 {
     if (g->H < 0 || g->W < 0 || g->Ci < 0 || g->Ho < 0 || g->Wo < 0 || g->Co < 0 || g->KH < 1 || g->KW < 1
+        || g->KH * g->KW > K_MAX_TAPS
         || (g->stride != 1 && g->stride != 2) || g->pad_t < 0 || g->pad_l < 0 || (g->up != 1 && g->up != 2))
         return false;
     if (g->up == 1)
@@ -88,7 +89,7 @@ static bool kind_ok(enum kdir dir, enum kpack_kind kind, const struct kgeom *g)
     if (dir == K_FWD ? kind != K_PACK_FWD && kind != K_PACK_UP : kind != K_PACK_DX && kind != K_PACK_UP_DX)
         return false;
     if (up)
-        return g->up == 2 && g->KH == 3 && g->KW == 3 && g->Ho % 2 == 0 && g->Wo % 2 == 0;
+        return g->up == 2 && g->KH == 3 && g->KW == 3 && g->Ho == 2 * g->H && g->Wo == 2 * g->W;
     return kind == K_PACK_FWD || g->up == 1;
 }
 
@@ -107,7 +108,8 @@ static bool part_ok(const struct kconv *c, const struct kpart *p)
     const struct out_size o = out_size(c->dir, &p->g), first = out_size(c->dir, &c->part[0].g);
 
     return type_ok(p->type) && type_ok(p->pack_type) && geom_ok(&p->g) && kind_ok(c->dir, p->pack_kind, &p->g)
-        && p->ldx >= (c->dir == K_FWD ? p->g.Ci : p->g.Co) && p->glu == (c->act == K_ACT_GEGLU) && o.H == first.H
+        && p->ldx >= (c->dir == K_FWD ? p->g.Ci : p->g.Co) && p->glu == (c->act == K_ACT_GEGLU)
+        && (!p->glu || p->pack_kind == K_PACK_FWD) && o.H == first.H
         && o.W == first.W && o.C == first.C;
 }
 

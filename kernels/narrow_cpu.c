@@ -19,7 +19,7 @@ INLINE vf load_x(const void *x, enum dtype t, bool dot, int64_t c, int64_t n)
                            : (vf)_mm512_maskz_loadu_epi16((1u << n) - 1, (const uint16_t *)x + c);
 #endif
     (void)dot;
-    return n >= VL ? v_load(x, c, t) : v_load_n(x, c, t, n);
+    return v_load_upto(x, c, t, n);
 }
 
 INLINE vf load_w(const void *w, enum dtype t, bool dot, int64_t at)
@@ -73,8 +73,8 @@ INLINE void tap_any(vf acc[ROWS][COLS], int mr, int cols, const struct gather *g
 }
 
 /* acc of rows [row, row+mr), columns [col, col+cols) after tap t of run i. */
-INLINE void add_tap(const struct product *p, int columns, int i, int t, const struct pixel *px, int mr, int col, int cols,
-                    const void *zeros, vf acc[ROWS][COLS])
+INLINE void add_tap(const struct product *p, int columns, int i, int t, const struct pixel *px, int mr, int col,
+                    int cols, const void *zeros, vf acc[ROWS][COLS])
 {
     const struct gather *g = p->run[i].a;
     const struct panels *s = p->run[i].b;
@@ -118,17 +118,20 @@ INLINE void block(const struct product *p, int columns, int64_t row, int64_t end
             tile[r * NR + col + j] = v_sum(acc[r / mr][r % mr][j]);
 }
 
-static void rows_4(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros, float *tile)
+static void rows_4(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros,
+                   float *tile)
 {
     block(p, columns, row, end, ROWS, col, 4, zeros, tile);
 }
 
-static void rows_3(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros, float *tile)
+static void rows_3(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros,
+                   float *tile)
 {
     block(p, columns, row, end, ROWS, col, 3, zeros, tile);
 }
 
-static void rows_1(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros, float *tile)
+static void rows_1(const struct product *p, int columns, int64_t row, int64_t end, int col, const void *zeros,
+                   float *tile)
 {
     block(p, columns, row, end, ROWS, col, 1, zeros, tile);
 }
@@ -147,7 +150,7 @@ static void some_rows(const struct product *p, int columns, int64_t row, int64_t
         col += cols;
     }
     for (int64_t r = row; r < end; r += MR)
-        p->out(p->epilogue, r, (int)min64(MR, end - r), 0, tile + (r - row) * NR);
+        p->out(p->epilogue, r, (int)lesser(MR, end - r), 0, tile + (r - row) * NR);
 }
 
 int ISA_NAME(narrow_run)(struct kctx *k, const struct product *p, int columns)
@@ -163,7 +166,7 @@ int ISA_NAME(narrow_run)(struct kctx *k, const struct product *p, int columns)
         return K_SCRATCH;
     #pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n_task > 1)
     for (int64_t t = 0; t < n_task; t++) {
-        const int64_t first = t * ROW_BLOCK, end = min64(p->M, first + ROW_BLOCK), whole = (end - first) / ROWS * ROWS;
+        const int64_t first = t * ROW_BLOCK, end = lesser(p->M, first + ROW_BLOCK), whole = (end - first) / ROWS * ROWS;
         float *tile = (float *)(void *)thread_scratch(k, omp_get_thread_num()), *zeros = tile + ROW_BLOCK * NR;
 
         memset(zeros, 0, (size_t)channels * 4);

@@ -22,28 +22,9 @@ enum {
 /* Room for the tasks' sums: of one thread's scratch, so that the cut does not depend on their number. */
 static const int64_t part_bytes = SCRATCH_BYTES;
 
-INLINE int64_t lesser(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 INLINE int64_t divide_up(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;
-}
-
-/* The first n lanes or all; the others read as zero and are not written. */
-INLINE vf load_some(const void *p, int64_t i, enum dtype T, int64_t n)
-{
-    return n >= VL ? v_load(p, i, T) : v_load_n(p, i, T, n);
-}
-
-INLINE void store_some(void *p, int64_t i, enum dtype T, vf x, int64_t n)
-{
-    if (n >= VL)
-        v_store(p, i, T, x);
-    else
-        v_store_n(p, i, T, x, n);
 }
 
 /* How HW pixels of C channels are cut. */
@@ -92,7 +73,7 @@ INLINE void add_rows(enum dtype T, int R, struct sums *s, const void *x, int64_t
     for (int64_t c = 0; c < C; c += VL) {
         vf v[4];
         for (int r = 0; r < R; r++)
-            v[r] = load_some(x, i + r * ld + c, T, C - c);
+            v[r] = v_load_upto(x, i + r * ld + c, T, C - c);
         v_storef(s->mean + c, v_loadf(s->mean + c) + (R == 4 ? (v[0] + v[1]) + (v[2] + v[3]) : v[0]));
     }
 }
@@ -104,7 +85,7 @@ INLINE void add_distances(enum dtype T, int R, struct sums *s, const void *x, in
         const vf mean = v_loadf(s->mean + c);
         vf d = v_zero(), dd = v_zero();
         for (int r = 0; r < R; r++) {
-            const vf v = load_some(x, i + r * ld + c, T, C - c) - mean;
+            const vf v = v_load_upto(x, i + r * ld + c, T, C - c) - mean;
             d += v;
             dd = v_fma(v, v, dd);
         }
@@ -192,9 +173,9 @@ INLINE void apply_run(enum dtype T, bool silu, void *y, int64_t iy, int64_t ldy,
 {
     for (int64_t r = 0; r < n; r++, iy += ldy, ix += ldx)
         for (int64_t c = 0; c < C; c += VL) {
-            const vf d = load_some(x, ix + c, T, C - c) - v_loadf(mean + c);
+            const vf d = v_load_upto(x, ix + c, T, C - c) - v_loadf(mean + c);
             const vf z = v_fma(d, v_loadf(scale + c), v_loadf(beta + c));
-            store_some(y, iy + c, T, silu ? v_silu(z) : z, C - c);
+            v_store_upto(y, iy + c, T, silu ? v_silu(z) : z, C - c);
         }
 }
 
@@ -318,8 +299,8 @@ INLINE void add_back_rows(enum dtype T, bool silu, int R, float (*sum)[COLS + VL
     for (int64_t c = 0; c < C; c += VL) {
         vf a = v_zero(), b = v_zero();
         for (int r = 0; r < R; r++) {
-            const vf x = load_some(p->x, ix + r * p->ldx + c, T, C - c);
-            const vf dy = load_some(p->dy, idy + r * p->lddy + c, T, C - c);
+            const vf x = v_load_upto(p->x, ix + r * p->ldx + c, T, C - c);
+            const vf dy = v_load_upto(p->dy, idy + r * p->lddy + c, T, C - c);
             const vf xhat = (x - v_loadf(q->mean + c)) * v_loadf(q->rstd + c), dz = back_act(silu, dy, xhat, q, c);
             a += dz;
             b = v_fma(dz, xhat, b);
@@ -388,11 +369,11 @@ INLINE void back_apply_run(enum dtype T, bool silu, const struct gn_back *p, con
 {
     for (int64_t r = 0; r < n; r++, idx += p->C, idy += p->lddy, ix += p->ldx)
         for (int64_t c = 0; c < C; c += VL) {
-            const vf x = load_some(p->x, ix + c, T, C - c), dy = load_some(p->dy, idy + c, T, C - c);
+            const vf x = v_load_upto(p->x, ix + c, T, C - c), dy = v_load_upto(p->dy, idy + c, T, C - c);
             const vf rstd = v_loadf(q->rstd + c), xhat = (x - v_loadf(q->mean + c)) * rstd;
             const vf dz = back_act(silu, dy, xhat, q, c);
             const vf d = v_fma(dz, v_loadf(q->gamma + c), -v_loadf(q->mean_dz + c));
-            store_some(p->dx, idx + c, T, v_fnma(xhat, v_loadf(q->mean_dzx + c), d) * rstd, C - c);
+            v_store_upto(p->dx, idx + c, T, v_fnma(xhat, v_loadf(q->mean_dzx + c), d) * rstd, C - c);
         }
 }
 
@@ -490,7 +471,7 @@ INLINE double row_sum(enum dtype T, const void *x, int64_t i, int64_t D)
         for (; i + 4 * VL <= stop; i += 4 * VL)
             s += (v_load(x, i, T) + v_load(x, i + VL, T)) + (v_load(x, i + 2 * VL, T) + v_load(x, i + 3 * VL, T));
         for (; i < stop; i += VL)
-            s += load_some(x, i, T, stop - i);
+            s += v_load_upto(x, i, T, stop - i);
         i = stop;
         sum += (double)v_sum(s);
     }
@@ -545,8 +526,8 @@ INLINE void layer_norm_run(enum dtype T, void *y, float *mean, float *rstd, cons
         rstd[r] = vr[0];
     }
     for (int64_t i = 0; i < D; i += VL) {
-        const vf g = load_some(gamma, i, F32, D - i), b = load_some(beta, i, F32, D - i);
-        store_some(y, r * D + i, T, v_fma((load_some(x, r * D + i, T, D - i) - vm) * vr, g, b), D - i);
+        const vf g = v_load_upto(gamma, i, F32, D - i), b = v_load_upto(beta, i, F32, D - i);
+        v_store_upto(y, r * D + i, T, v_fma((v_load_upto(x, r * D + i, T, D - i) - vm) * vr, g, b), D - i);
     }
 }
 
@@ -598,8 +579,8 @@ INLINE void layer_norm_back_run(enum dtype T, bool params, const struct ln_back 
     for (int64_t leaf = 0; leaf < D; leaf += LEAF) {
         vf s = v_zero(), sx = v_zero();
         for (int64_t i = leaf; i < lesser(D, leaf + LEAF); i += VL) {
-            const vf xhat = (load_some(p->x, at + i, T, D - i) - mean) * rstd;
-            const vf d = load_some(p->dy, at + i, T, D - i) * load_some(p->gamma, i, F32, D - i);
+            const vf xhat = (v_load_upto(p->x, at + i, T, D - i) - mean) * rstd;
+            const vf d = v_load_upto(p->dy, at + i, T, D - i) * v_load_upto(p->gamma, i, F32, D - i);
             s += d;
             sx = v_fma(d, xhat, sx);
         }
@@ -609,12 +590,12 @@ INLINE void layer_norm_back_run(enum dtype T, bool params, const struct ln_back 
     ma = v_set((float)(a / (double)D));
     max = v_set((float)(ax / (double)D));
     for (int64_t i = 0; i < D; i += VL) {
-        const vf xhat = (load_some(p->x, at + i, T, D - i) - mean) * rstd, dy = load_some(p->dy, at + i, T, D - i);
-        const vf d = v_fma(dy, load_some(p->gamma, i, F32, D - i), -ma);
-        store_some(p->dx, at + i, T, v_fnma(xhat, max, d) * rstd, D - i);
+        const vf xhat = (v_load_upto(p->x, at + i, T, D - i) - mean) * rstd, dy = v_load_upto(p->dy, at + i, T, D - i);
+        const vf d = v_fma(dy, v_load_upto(p->gamma, i, F32, D - i), -ma);
+        v_store_upto(p->dx, at + i, T, v_fnma(xhat, max, d) * rstd, D - i);
         if (params) {
-            store_some(sum, i, F32, load_some(sum, i, F32, D - i) + dy, D - i);
-            store_some(sum, D + i, F32, v_fma(dy, xhat, load_some(sum, D + i, F32, D - i)), D - i);
+            v_store_upto(sum, i, F32, v_load_upto(sum, i, F32, D - i) + dy, D - i);
+            v_store_upto(sum, D + i, F32, v_fma(dy, xhat, v_load_upto(sum, D + i, F32, D - i)), D - i);
         }
     }
 }

@@ -1,5 +1,5 @@
-/* kernels/pack_cpu.c: weights (Co,KH,KW,Ci) into panels, once. A pack is [phase][panel][tap][channel][NR]: phases and taps
- * are those of the product that reads it (see conv_cpu.c), and a tap may be the sum of several raw ones:
+/* kernels/pack_cpu.c: weights (Co,KH,KW,Ci) into panels, once. A pack is [phase][panel][tap][channel][NR]: phases and
+ * taps are those of the product that reads it (see conv_cpu.c), and a tap may be the sum of several raw ones:
  *   K_PACK_FWD    1 phase, KH*KW taps over Ci, columns Co
  *   K_PACK_DX     1 phase, KH*KW taps over Co, columns Ci
  *   K_PACK_UP     4 phases of 2x2 taps over Ci: doubling makes two of three weights meet the same pixel
@@ -9,7 +9,10 @@
 
 #include "kernels/isa.h"
 
-enum { CHUNK = 64 };                    /* channels transposed at a time */
+enum {
+    CHUNK = 64,                         /* channels transposed at a time */
+    BIG = 1 << 17                       /* bytes of a pack from which threads pay */
+};
 _Static_assert((int)CHUNK >= (int)NR, "a panel row fits a chunk");
 
 static int n_phases(const struct kpack *p)
@@ -67,7 +70,8 @@ static size_t pack_bytes(const struct kpack *p)
     if (!valid(p))
         return 0;
     if (is_narrow(p))
-        return (size_t)(n_phases(p) * n_taps(p) * n_columns(p) * pack_narrow_depth(n_channels(p))) * dtype_bytes(p->dst);
+        return (size_t)(n_phases(p) * n_taps(p) * n_columns(p) * pack_narrow_depth(n_channels(p)))
+            * dtype_bytes(p->dst);
     return (size_t)(n_phases(p) * n_panels(p) * n_taps(p) * tap_depth(p) * NR) * dtype_bytes(p->dst);
 }
 
@@ -90,7 +94,8 @@ static uint64_t summed_taps(const struct kpack *p, int phase, int tap)
         return 0;
     for (int a = 0; a < 3; a++)
         for (int b = 0; b < 3; b++)
-            if ((up_taps(p->kind, phase / 2, tap / side) >> a & 1) && (up_taps(p->kind, phase % 2, tap % side) >> b & 1))
+            if ((up_taps(p->kind, phase / 2, tap / side) >> a & 1)
+                && (up_taps(p->kind, phase % 2, tap % side) >> b & 1))
                 set |= (uint64_t)1 << (a * 3 + b);
     return set;
 }
@@ -156,7 +161,7 @@ static void pack_tap_fwd(void *dst, const struct kpack *p, const void *w, int ph
     float row[CHUNK], block[CHUNK * NR];
 
     for (int64_t c0 = 0; c0 < tap_depth(p); c0 += CHUNK) {
-        const int64_t n = min64(CHUNK, tap_depth(p) - c0), have = min64(n, p->Ci - c0);
+        const int64_t n = lesser(CHUNK, tap_depth(p) - c0), have = lesser(n, p->Ci - c0);
 
         memset(block, 0, sizeof block);
         for (int c = 0; c < NR; c++) {
@@ -174,14 +179,14 @@ static void pack_tap_fwd(void *dst, const struct kpack *p, const void *w, int ph
 /* One tap of one panel, backward: columns are input channels, contiguous in w. */
 static void pack_tap_dx(void *dst, const struct kpack *p, const void *w, int64_t panel, int tap)
 {
-    const int64_t have = min64(NR, p->Ci - panel * NR);
+    const int64_t have = lesser(NR, p->Ci - panel * NR);
     float block[CHUNK * NR];
 
     for (int64_t c0 = 0; c0 < tap_depth(p); c0 += CHUNK) {
-        const int64_t n = min64(CHUNK, tap_depth(p) - c0);
+        const int64_t n = lesser(CHUNK, tap_depth(p) - c0);
 
         memset(block, 0, sizeof block);
-        for (int64_t i = 0; i < min64(n, p->Co - c0); i++)
+        for (int64_t i = 0; i < lesser(n, p->Co - c0); i++)
             take_taps(block + i * NR, p, w, c0 + i, 0, tap, panel * NR, have);
         put_block(dst, p->dst, c0, block, n);
     }
@@ -195,7 +200,7 @@ static void pack_tap_narrow(void *dst, const struct kpack *p, const void *w, int
 
     for (int64_t c = 0; c < n_columns(p); c++)
         for (int64_t c0 = 0; c0 < depth; c0 += CHUNK) {
-            const int64_t n = min64(CHUNK, depth - c0), have = min64(n, n_channels(p) - c0);
+            const int64_t n = lesser(CHUNK, depth - c0), have = lesser(n, n_channels(p) - c0);
 
             memset(row, 0, sizeof row);
             if (!is_dx(p) && have > 0)
@@ -221,7 +226,7 @@ static int pack(struct kctx *k, void *dst, const struct kpack *p, const void *w)
             pack_tap_narrow((char *)dst + (size_t)i * bytes, p, w, i / taps, i % taps);
         return K_OK;
     }
-    #pragma omp parallel for num_threads(k->n_threads) schedule(static)
+    #pragma omp parallel for num_threads(k->n_threads) schedule(static) if (n * (int64_t)tap_bytes > BIG)
     for (int64_t i = 0; i < n; i++) {
         const int phase = (int)(i / taps / panels);
         char *d = (char *)dst + (size_t)i * tap_bytes;

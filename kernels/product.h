@@ -19,8 +19,8 @@
 #include "kernels/simd.h"
 
 enum {
-    NR = 2 * VL,                         /* columns of a panel: two vectors */
-    MR = VL == 16 ? 14 : 6,              /* rows of a tile: 2 MR accumulators, two of B and one of A fill the registers */
+    NR = 2 * VL,                        /* columns of a panel: two vectors */
+    MR = VL == 16 ? 14 : 6,             /* rows of a tile: 2 MR accumulators, 2 of B and 1 of A fill the registers */
     KC = 384,                           /* depth of a block, in f32; twice that in bf16 pairs */
     LDA = KC + 16,                      /* row stride of the tile: rows fall on different cache sets */
     MAX_PANELS = 320 / NR,              /* columns of a task: KC * 320 floats stay in the second-level cache */
@@ -70,8 +70,8 @@ INLINE int64_t pack_tap_depth(enum dtype t, int64_t channels)
     return pack_pairs(t) ? (channels + 1) / 2 * 2 : channels;
 }
 
-/* A product with few columns would waste most of a panel: its pack is [phase][tap][column][channel], channels padded with
- * zeros to whole vectors, and narrow_cpu.c runs vectors along K instead. */
+/* A product with few columns would waste most of a panel: its pack is [phase][tap][column][channel], channels padded
+ * with zeros to whole vectors, and narrow_cpu.c runs vectors along K instead. */
 INLINE bool pack_is_narrow(int64_t columns, bool glu)
 {
     return !glu && columns <= NR / 4;
@@ -85,11 +85,6 @@ INLINE int64_t pack_narrow_depth(int64_t channels)
 INLINE int64_t ceil_div(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;
-}
-
-INLINE int64_t min64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
 }
 
 /* n elements to f32. */

@@ -121,7 +121,7 @@ static struct cut cut_for(const struct product *p, int n_threads)
 /* Where part i of n begins when `total` is cut evenly. */
 static int64_t part_begin(int64_t total, int64_t n, int64_t i)
 {
-    return total / n * i + min64(i, total % n);
+    return total / n * i + lesser(i, total % n);
 }
 
 static void product_task(const struct product *p, const struct cut *c, int64_t task, float *scratch)
@@ -141,16 +141,18 @@ static void product_task(const struct product *p, const struct cut *c, int64_t t
         memset(out, 0, sizeof(float) * MR * NR);            /* a sum over nothing */
     for (int64_t t = 0; !k_left && t < n_tile * n_pan; t++) {
         const int64_t row = row0 + part_begin(row1 - row0, n_tile, t / n_pan);
-        p->out(p->epilogue, row, (int)(row0 + part_begin(row1 - row0, n_tile, t / n_pan + 1) - row), pan0 + t % n_pan, out);
+        const int64_t end = row0 + part_begin(row1 - row0, n_tile, t / n_pan + 1);
+
+        p->out(p->epilogue, row, (int)(end - row), pan0 + t % n_pan, out);
     }
     once = p->n_run == 1 && k_left <= (p->run[0].dot ? 2 * KC : KC);        /* sums finish in one go */
     for (int r = 0; r < p->n_run; r++) {
         const struct run *run = &p->run[r];
         const int64_t kc_max = run->dot ? 2 * KC : KC, n_block = ceil_div(run->K ? run->K : 1, kc_max);
-        const int64_t kc_even = min64(kc_max, (ceil_div(run->K, n_block) + 15) / 16 * 16);
+        const int64_t kc_even = lesser(kc_max, (ceil_div(run->K, n_block) + 15) / 16 * 16);
 
         for (int64_t k = 0; k < run->K; k += kc_even) {
-            const int64_t kc = min64(kc_even, run->K - k);
+            const int64_t kc = lesser(kc_even, run->K - k);
             const bool last = (k_left -= kc) == 0;
             int64_t stride;
             const float *b = run->b_get(run->b, b_buf, pan0, n_pan, k, kc, &stride);

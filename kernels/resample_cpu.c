@@ -12,24 +12,6 @@ enum {
     CHUNK = 512                 /* channels of dx that are summed up at a time, in L1 */
 };
 
-INLINE int64_t lesser(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-INLINE vf load_some(const void *p, int64_t i, enum dtype T, int64_t n)
-{
-    return n >= VL ? v_load(p, i, T) : v_load_n(p, i, T, n);
-}
-
-INLINE void store_some(void *p, int64_t i, enum dtype T, vf x, int64_t n)
-{
-    if (n >= VL)
-        v_store(p, i, T, x);
-    else
-        v_store_n(p, i, T, x, n);
-}
-
 /* ---- positions ---- */
 
 enum mode { NEAREST, CENTRES, CORNERS };
@@ -149,9 +131,9 @@ INLINE void bilinear_run(enum dtype T, const struct resample *p, int64_t b, int6
         for (int64_t c = 0; c < C; c += VL) {
             const int64_t a = u.a * C + c, d = u.b * C + c, n = C - c;
             const vf wa = v_set(1.0f - u.share), wb = v_set(u.share);
-            const vf above = v_fma(wb, load_some(p->x, top + d, T, n), wa * load_some(p->x, top + a, T, n));
-            const vf below = v_fma(wb, load_some(p->x, low + d, T, n), wa * load_some(p->x, low + a, T, n));
-            store_some(p->y, y + c, T, v_fma(v_set(t.share), below, v_set(1.0f - t.share) * above), n);
+            const vf above = v_fma(wb, v_load_upto(p->x, top + d, T, n), wa * v_load_upto(p->x, top + a, T, n));
+            const vf below = v_fma(wb, v_load_upto(p->x, low + d, T, n), wa * v_load_upto(p->x, low + a, T, n));
+            v_store_upto(p->y, y + c, T, v_fma(v_set(t.share), below, v_set(1.0f - t.share) * above), n);
         }
     }
 }
@@ -192,21 +174,19 @@ INLINE float share_of(enum mode mode, const struct walk *w, int64_t h)
     return (t.a == h ? 1.0f - t.share : 0.0f) + (t.b == h ? t.share : 0.0f);
 }
 
-/* The outputs [*lo,*hi) that may read input h: nearest those with q = h, bilinear those with q = h-1 or h; the first
- * and last input also serve the positions outside. */
+/* The outputs [*lo,*hi) that may read input h: nearest those with q = h, bilinear those with q = h-1 or h. q is never
+ * below -1, where positions outside begin, nor above the last input. */
 INLINE void readers(enum mode mode, const struct walk *w, int64_t h, int64_t n, int64_t *lo, int64_t *hi)
 {
-    const int64_t from = mode == NEAREST ? h : h - 1;
-
-    *lo = h == 0 ? 0 : first_reaching(w, from, n);
-    *hi = h == w->m - 1 ? n : first_reaching(w, h + 1, n);
+    *lo = first_reaching(w, mode == NEAREST ? h : h - 1, n);
+    *hi = first_reaching(w, h + 1, n);
 }
 
 /* sum += weight * n channels of dy from element i on */
 INLINE void add_weighted(enum dtype T, float *sum, float weight, const void *dy, int64_t i, int64_t n)
 {
     for (int64_t c = 0; c < n; c += VL)
-        v_storef(sum + c, v_fma(v_set(weight), load_some(dy, i + c, T, n - c), v_loadf(sum + c)));
+        v_storef(sum + c, v_fma(v_set(weight), v_load_upto(dy, i + c, T, n - c), v_loadf(sum + c)));
 }
 
 /* dx row h of image b: for every pixel its readers, row by row. */
@@ -231,7 +211,7 @@ INLINE void back_run(enum dtype T, enum mode mode, const struct resample *p, int
                     add_weighted(T, sum, share * share_of(mode, &cols, w), p->x, dy + (i * p->Wo + j) * p->C + c, n);
             }
             for (int64_t at = 0; at < n; at += VL)
-                store_some(p->y, dx + w * p->C + c + at, T, v_loadf(sum + at), n - at);
+                v_store_upto(p->y, dx + w * p->C + c + at, T, v_loadf(sum + at), n - at);
         }
     }
 }

@@ -61,6 +61,11 @@ typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 
 /* ---- scalars ---- */
 
+INLINE int64_t lesser(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 INLINE float f32_from_bits(uint32_t u)
 {
     float f;
@@ -162,7 +167,6 @@ INLINE vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 INLINE vf v_round(vf a) { return (vf)_mm512_roundscale_ps((__m512)a, 8); }
-INLINE vi v_to_int(vf a) { return (vi)_mm512_cvtps_epi32((__m512)a); }
 #elif VL == 8
 INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vf v_fnma(vf a, vf b, vf c) { return (vf)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -170,7 +174,6 @@ INLINE vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
 INLINE vf v_round(vf a) { return (vf)_mm256_round_ps((__m256)a, 8); }
-INLINE vi v_to_int(vf a) { return (vi)_mm256_cvtps_epi32((__m256)a); }
 #else
 INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf v_fnma(vf a, vf b, vf c) { return c - a * b; }
@@ -189,14 +192,6 @@ INLINE vf v_round(vf a)
     const vf magic = (vf)((vi)v_set(0x1.8p23f) | sign), r = (a + magic) - magic;
 
     return (vf)(((vi)a & big) | ((vi)r & ~big));
-}
-INLINE vi v_to_int(vf a)
-{
-    vi r;
-    a = v_round(a);
-    for (int i = 0; i < VL; i++)
-        r[i] = (int32_t)a[i];
-    return r;
 }
 #endif
 
@@ -376,8 +371,26 @@ INLINE void v_store_n(void *p, int64_t i, enum dtype t, vf x, int64_t n)
     }
     uint16_t b[VL];
     v_store(b, 0, t, x);
+#if VL == 16
+    _mm256_mask_storeu_epi16((uint16_t *)p + i, (__mmask16)((1u << n) - 1), _mm256_loadu_si256((const void *)b));
+#else
     for (int64_t j = 0; j < n; j++)
         ((uint16_t *)p)[i + j] = b[j];
+#endif
+}
+
+/* The same for a loop over n elements by VL: all lanes, or the n that are left. */
+INLINE vf v_load_upto(const void *p, int64_t i, enum dtype t, int64_t n)
+{
+    return n >= VL ? v_load(p, i, t) : v_load_n(p, i, t, n);
+}
+
+INLINE void v_store_upto(void *p, int64_t i, enum dtype t, vf x, int64_t n)
+{
+    if (n >= VL)
+        v_store(p, i, t, x);
+    else
+        v_store_n(p, i, t, x, n);
 }
 
 /* Turn VL rows of VL lanes: r[i][j] becomes r[j][i]. */
@@ -473,11 +486,6 @@ INLINE vf v_exp_neg(vf x)
     return (vf)((vi)v_scale2(v_exp_poly(r), n) & ~(vi)(x < v_set(-87.4f)));
 }
 
-INLINE vf v_sigmoid(vf x)
-{
-    return v_set(1.0f) / (v_set(1.0f) + v_exp(-x));
-}
-
 INLINE vf v_silu(vf x)
 {
     return x / (v_set(1.0f) + v_exp(-x));
@@ -503,8 +511,7 @@ INLINE vf v_relu(vf x)
 }
 
 /* The normal tail Phi(-|x|) = erfc(|x|/sqrt 2)/2 = exp(-x^2/2) (1/2 + |x| R(|x|)), and *e = exp(-x^2/2). Error below
- * 1e-7, and 1e-6 of the value down to x = -4. The square's rounding error goes into the exponent, where it would count
- * x^2/2 fold. Above 13.2 the tail stays at 5e-40: *a is |x| or 13.2. */
+ * 1e-7, and 1e-6 of the value down to x = -4. Above 13.2 the tail stays at 5e-40: *a is |x| or 13.2. */
 INLINE vf v_normal_tail(vf x, vf *a, vf *e)
 {
     static const float c[] = {                  /* R(s), s = 2|x|/5.5 - 1, highest power first */
@@ -513,13 +520,13 @@ INLINE vf v_normal_tail(vf x, vf *a, vf *e)
         0x1.846f44p-4f, -0x1.130266p-3f
     };
     const vf b = v_min(v_set(13.2f), (vf)((vi)x & 0x7fffffff)), top = v_min(v_set(5.5f), b);
-    const vf sq = b * b, low = v_fma(b, b, -sq), s = v_fma(top, v_set(2 / 5.5f), v_set(-1.0f));
-    vf n, r = v_exp_reduce(v_set(-0.5f) * sq, &n), p = v_set(c[0]);
+    const vf s = v_fma(top, v_set(2 / 5.5f), v_set(-1.0f));
+    vf n, r = v_exp_reduce(v_set(-0.5f) * b * b, &n), p = v_set(c[0]);
 
     for (int i = 1; i < 14; i++)
         p = v_fma(p, s, v_set(c[i]));
     *a = b;
-    *e = v_scale2(v_exp_poly(v_fma(v_set(-0.5f), low, r)), n);
+    *e = v_scale2(v_exp_poly(r), n);
     return *e * v_fma(p, top, v_set(0.5f));
 }
 

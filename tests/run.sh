@@ -14,7 +14,7 @@ if [ "$1" = --one ]; then
     /*) set -- "$3" ;;
     *) set -- "./$3" ;;
     esac
-    command -v timeout >/dev/null && set -- timeout "${TEST_SECONDS:-900}" "$@"
+    command -v timeout >/dev/null && set -- timeout --foreground "${TEST_SECONDS:-900}" "$@"
     "$@" >"$tap"
     rc=$?
     cat "$tap"

@@ -6,18 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/kit.h"
+#include "tests/attn_case.h"
 #include "tests/tap.h"
-
-/* Sizes of a case. gap: unused elements between tokens, so that strides are larger than N*D. packed: q, k and v are
- * thirds of one projection. */
-struct shape {
-    const char *why;
-    int64_t B, N, Tq, Tk, D;
-    bool causal;
-    int64_t gap;
-    bool packed;
-};
 
 static const struct shape shapes[] = {
     { "one of everything",                1, 1,   1,   1,   1, false, 0, false },
@@ -33,6 +23,8 @@ static const struct shape shapes[] = {
     { "text encoder",                     1, 2,  77,  77,  64, true,  0, true },
     { "causal, more than one block",      1, 1, 300, 300,  64, true,  5, false },
     { "causal, one token",                2, 2,   1,   1,   8, true,  0, false },
+    { "causal, two tokens",               1, 1,   2,   2,   8, true,  0, false },
+    { "causal, two queries in the last lanes", 1, 1, 66, 66, 8, true, 0, false },
     { "causal, odd D and T",              1, 1, 131, 131,   7, true,  0, false },
     { "D = 72",                           1, 1,  77,  65,  72, false, 0, false },
     { "second level",                     1, 2, 130, 130,  80, false, 0, true },
@@ -45,210 +37,6 @@ static const struct shape shapes[] = {
     { "several tasks, causal",            1, 1, 1100, 1100, 5, true,  0, false },
     { "keys that fill scratch twice",     1, 16,  9, 6000,  24, false, 0, false },
 };
-
-/* One side of a call: rows of N*D elements `ld` apart inside a buffer. */
-struct side {
-    struct buf b;
-    int64_t first, ld, rows, n;
-};
-
-static void *side_p(const struct side *s)
-{
-    return (char *)s->b.p + (size_t)s->first * dtype_bytes(s->b.type);
-}
-
-static double side_v(const struct side *s, int64_t row, int64_t i)
-{
-    return s->b.v[s->first + row * s->ld + i];
-}
-
-static struct side side_new(const struct shape *c, enum dtype type, int64_t T, uint64_t seed, double scale)
-{
-    struct side s = { .rows = c->B * T, .n = c->N * c->D };
-
-    s.ld = s.n + c->gap;
-    s.b = scale > 0 ? buf_random(type, s.rows * s.ld, seed, scale) : buf_new(type, s.rows * s.ld);
-    return s;
-}
-
-/* The rows without what lies between them. */
-static struct buf side_dense(const struct side *s)
-{
-    const size_t size = dtype_bytes(s->b.type);
-    struct buf d = buf_new(s->b.type, s->rows * s->n);
-
-    for (int64_t r = 0; r < s->rows; r++)
-        memcpy((char *)d.p + (size_t)(r * s->n) * size, (char *)side_p(s) + (size_t)(r * s->ld) * size,
-               (size_t)s->n * size);
-    return d;
-}
-
-/* Guards and everything between rows still as they were made. */
-static bool side_intact(const struct side *s)
-{
-    const size_t size = dtype_bytes(s->b.type);
-
-    for (int64_t r = 0; r < s->rows; r++)
-        for (size_t i = (size_t)(r * s->ld + s->n) * size; i < (size_t)((r + 1) * s->ld) * size; i++)
-            if (((unsigned char *)s->b.p)[i] != 0xFF) {
-                tap_note("byte %zu of a gap was written", i);
-                return false;
-            }
-    return buf_intact(&s->b);
-}
-
-/* Everything that one case reads and writes. */
-struct work {
-    const struct shape *c;
-    enum dtype type;
-    double scale;
-    struct side q, k, v, o, d_o, dq, dk, dv;
-    struct buf lse;
-};
-
-static struct work work_new(const struct shape *c, enum dtype type, double size)
-{
-    struct work w = { .c = c, .type = type, .scale = (double)(float)(1 / sqrt((double)c->D)) };
-
-    w.q = side_new(c, type, c->Tq, 1, size);
-    w.k = side_new(c, type, c->Tk, 2, size);
-    w.v = side_new(c, type, c->Tk, 3, 1);
-    if (c->packed && c->Tq == c->Tk) {
-        struct side *third[3] = { &w.q, &w.k, &w.v };
-        const struct buf all = buf_random(type, 3 * w.q.rows * w.q.n, 4, size);
-        for (int i = 0; i < 3; i++) {
-            buf_free(&third[i]->b);
-            third[i]->b = i ? buf_copy(&all) : all;
-            third[i]->first = i * w.q.n;
-            third[i]->ld = 3 * w.q.n;
-        }
-    }
-    w.o = side_new(c, type, c->Tq, 0, 0);
-    w.d_o = side_new(c, type, c->Tq, 5, 1);
-    w.dq = side_new(c, type, c->Tq, 0, 0);
-    w.dk = side_new(c, type, c->Tk, 0, 0);
-    w.dv = side_new(c, type, c->Tk, 0, 0);
-    w.lse = buf_new(F32, c->B * c->N * c->Tq);
-    return w;
-}
-
-static void work_free(struct work *w)
-{
-    struct side *s[] = { &w->q, &w->k, &w->v, &w->o, &w->d_o, &w->dq, &w->dk, &w->dv };
-
-    for (size_t i = 0; i < LEN(s); i++)
-        buf_free(&s[i]->b);
-    buf_free(&w->lse);
-}
-
-static struct kattn call_of(const struct work *w, bool with_lse)
-{
-    const struct shape *c = w->c;
-
-    return (struct kattn){
-        .type = w->type, .B = c->B, .N = c->N, .Tq = c->Tq, .Tk = c->Tk, .D = c->D,
-        .q = side_p(&w->q), .k = side_p(&w->k), .v = side_p(&w->v), .o = side_p(&w->o),
-        .ldq = w->q.ld, .ldk = w->k.ld, .ldv = w->v.ld, .ldo = w->o.ld,
-        .lse = with_lse ? w->lse.p : NULL, .scale = (float)w->scale, .causal = c->causal,
-    };
-}
-
-static int run_back(const struct kern *kern, int n_threads, struct work *w)
-{
-    struct kattn_back g = {
-        .f = call_of(w, true), .d_o = side_p(&w->d_o), .ldd_o = w->d_o.ld,
-        .dq = side_p(&w->dq), .dk = side_p(&w->dk), .dv = side_p(&w->dv),
-        .lddq = w->dq.ld, .lddk = w->dk.ld, .lddv = w->dv.ld,
-    };
-    struct buf mem = buf_raw(kern->attn_back_bytes(&g.f, n_threads));
-    int rc;
-
-    g.work = mem.p;
-    rc = kern->attn_back(kit_ctx(kern, n_threads), &g);
-    if (!buf_intact(&mem))
-        rc = 1;
-    buf_free(&mem);
-    return rc;
-}
-
-/* ---- the equations ---- */
-
-/* Scores of query i of image b, head n: s (Tk); hidden keys -inf. Returns log of the sum of exponentials. */
-static double ref_scores(double *s, const struct work *w, int64_t b, int64_t n, int64_t i)
-{
-    const struct shape *c = w->c;
-    double top = -INFINITY, sum = 0;
-
-    for (int64_t j = 0; j < c->Tk; j++) {
-        s[j] = 0;
-        for (int64_t d = 0; d < c->D; d++)
-            s[j] += side_v(&w->q, b * c->Tq + i, n * c->D + d) * side_v(&w->k, b * c->Tk + j, n * c->D + d);
-        s[j] = c->causal && j > i ? -INFINITY : s[j] * w->scale;
-        top = fmax(top, s[j]);
-    }
-    for (int64_t j = 0; j < c->Tk; j++)
-        sum += exp(s[j] - top);
-    return top + log(sum);
-}
-
-/* o (B,Tq,N,D), lse (B,N,Tq) */
-static void ref_forward(double *o, double *lse, const struct work *w)
-{
-    const struct shape *c = w->c;
-    double *s = malloc(sizeof *s * (size_t)c->Tk);
-
-    for (int64_t b = 0; b < c->B; b++)
-        for (int64_t n = 0; n < c->N; n++)
-            for (int64_t i = 0; i < c->Tq; i++) {
-                double *y = o + ((b * c->Tq + i) * c->N + n) * c->D;
-                const double l = lse[(b * c->N + n) * c->Tq + i] = ref_scores(s, w, b, n, i);
-                memset(y, 0, sizeof *y * (size_t)c->D);
-                for (int64_t j = 0; j < c->Tk; j++) {
-                    const double p = exp(s[j] - l);
-                    for (int64_t d = 0; d < c->D; d++)
-                        y[d] += p * side_v(&w->v, b * c->Tk + j, n * c->D + d);
-                }
-            }
-    free(s);
-}
-
-/* dq (B,Tq,N,D), dk, dv (B,Tk,N,D), from o and lse as stored. */
-static void ref_backward(double *dq, double *dk, double *dv, const struct work *w)
-{
-    const struct shape *c = w->c;
-    const int64_t D = c->D, row = c->N * D;
-    double *s = malloc(sizeof *s * (size_t)c->Tk);
-
-    memset(dq, 0, sizeof *dq * (size_t)(c->B * c->Tq * row));
-    memset(dk, 0, sizeof *dk * (size_t)(c->B * c->Tk * row));
-    memset(dv, 0, sizeof *dv * (size_t)(c->B * c->Tk * row));
-    for (int64_t b = 0; b < c->B; b++)
-        for (int64_t n = 0; n < c->N; n++)
-            for (int64_t i = 0; i < c->Tq; i++) {
-                const int64_t qi = b * c->Tq + i;
-                const double l = w->lse.v[(b * c->N + n) * c->Tq + i];
-                double delta = 0;
-
-                ref_scores(s, w, b, n, i);
-                for (int64_t d = 0; d < D; d++)
-                    delta += side_v(&w->d_o, qi, n * D + d) * side_v(&w->o, qi, n * D + d);
-                for (int64_t j = 0; j < c->Tk; j++) {
-                    const int64_t kj = b * c->Tk + j;
-                    const double p = exp(s[j] - l);
-                    double dp = 0, ds;
-
-                    for (int64_t d = 0; d < D; d++)
-                        dp += side_v(&w->d_o, qi, n * D + d) * side_v(&w->v, kj, n * D + d);
-                    ds = p * (dp - delta) * w->scale;
-                    for (int64_t d = 0; d < D; d++) {
-                        dv[kj * row + n * D + d] += p * side_v(&w->d_o, qi, n * D + d);
-                        dk[kj * row + n * D + d] += ds * side_v(&w->q, qi, n * D + d);
-                        dq[qi * row + n * D + d] += ds * side_v(&w->k, kj, n * D + d);
-                    }
-                }
-            }
-    free(s);
-}
 
 static double *doubles(int64_t n)
 {
@@ -304,11 +92,6 @@ static bool grads_near(struct work *w, const double *dq, const double *dk, const
 
 /* ---- tests ---- */
 
-static void poison_side(struct side *s)
-{
-    buf_poison(&s->b);
-}
-
 static bool one_shape(const struct shape *c, enum dtype type)
 {
     struct work w = work_new(c, type, 1);
@@ -319,8 +102,8 @@ static bool one_shape(const struct shape *c, enum dtype type)
 
     ref_forward(o, lse, &w);
     for (int i = 0; (kern = kit_twin(i)); i++) {
-        struct kattn a = call_of(&w, true);
-        poison_side(&w.o);
+        struct kattn a = work_call(&w, true);
+        side_poison(&w.o);
         buf_poison(&w.lse);
         ok &= kern->attn(kit_ctx(kern, 2), &a) == K_OK && forward_near(&w, o, lse, 1, kern->name);
     }
@@ -328,10 +111,10 @@ static bool one_shape(const struct shape *c, enum dtype type)
     buf_read(&w.lse);
     ref_backward(dq, dk, dv, &w);
     for (int i = 0; (kern = kit_twin(i)); i++) {
-        poison_side(&w.dq);
-        poison_side(&w.dk);
-        poison_side(&w.dv);
-        ok &= run_back(kern, 2, &w) == K_OK;
+        side_poison(&w.dq);
+        side_poison(&w.dk);
+        side_poison(&w.dv);
+        ok &= work_back(kern, 2, &w) == K_OK;
         ok &= grads_near(&w, dq, dk, dv, kern->name);
     }
     free(o), free(lse), free(dq), free(dk), free(dv);
@@ -395,8 +178,8 @@ static void test_large(void)
             double *o = doubles(w.o.rows * w.o.n), *lse = doubles(w.lse.n);
             ref_forward(o, lse, &w);
             for (int i = 0; (kern = kit_twin(i)); i++) {
-                struct kattn a = call_of(&w, true);
-                poison_side(&w.o);
+                struct kattn a = work_call(&w, true);
+                side_poison(&w.o);
                 ok &= kern->attn(kit_ctx(kern, 2), &a) == K_OK && forward_near(&w, o, lse, 8, kern->name);
             }
             free(o), free(lse);
@@ -423,7 +206,7 @@ static void test_closed_form(void)
     for (int i = 0; (kern = kit_twin(i)); i++) {
         struct work w = work_new(&c, F32, 1);
         double *mean = doubles(w.o.rows * w.o.n), *pick = doubles(w.o.rows * w.o.n), *lse = doubles(w.lse.n);
-        struct kattn a = call_of(&w, true);
+        struct kattn a = work_call(&w, true);
 
         for (int64_t x = 0; x < c.Tq * c.D; x++) {
             mean[x] = 0;
@@ -455,6 +238,36 @@ static void test_closed_form(void)
     tap_ok(one, "one key at +80 among -80 gives its row of V");
 }
 
+/* Weights add up to one, also when they are rounded: V of ones gives ones, with no bias. */
+static void test_ones(void)
+{
+    static const struct shape c = { "ones", 1, 1, 100, 300, 16, false, 0, false };
+    const struct kern *kern;
+    bool ok = true;
+
+    for (int i = 0; (kern = kit_twin(i)); i++)
+        for (int t = 0; t < N_DTYPE; t++) {
+            struct work w = work_new(&c, (enum dtype)t, 1);
+            struct kattn a = work_call(&w, true);
+            double sum = 0;
+            for (int64_t x = 0; x < w.v.b.n; x++) {
+                const float one = 1;
+                const uint16_t half = t == F16 ? 0x3c00 : 0x3f80;
+                memcpy((char *)w.v.b.p + (size_t)x * dtype_bytes((enum dtype)t), t == F32 ? (const void *)&one : &half,
+                       dtype_bytes((enum dtype)t));
+            }
+            ok &= kern->attn(kit_ctx(kern, 2), &a) == K_OK;
+            buf_read(&w.o.b);
+            for (int64_t x = 0; x < w.o.b.n; x++) {
+                ok &= fabs(w.o.b.v[x] - 1) <= kit_rel[t] + 1e-6;
+                sum += w.o.b.v[x] - 1;
+            }
+            ok &= fabs(sum) <= (double)w.o.b.n * (kit_rel[t] / 8 + 5e-7);
+            work_free(&w);
+        }
+    tap_ok(ok, "V of ones gives ones");
+}
+
 /* Zero and negative scale are as good as any. */
 static void test_scale(void)
 {
@@ -471,11 +284,11 @@ static void test_scale(void)
             w.scale = scale[s];
             ref_forward(o, lse, &w);
             for (int i = 0; (kern = kit_twin(i)); i++) {
-                struct kattn a = call_of(&w, true);
+                struct kattn a = work_call(&w, true);
                 ok &= kern->attn(kit_ctx(kern, 1), &a) == K_OK && forward_near(&w, o, lse, 2, kern->name);
                 buf_read(&w.o.b);
                 ref_backward(dq, dk, dv, &w);
-                ok &= run_back(kern, 1, &w) == K_OK && grads_near(&w, dq, dk, dv, kern->name);
+                ok &= work_back(kern, 1, &w) == K_OK && grads_near(&w, dq, dk, dv, kern->name);
             }
             free(o), free(lse), free(dq), free(dk), free(dv);
             work_free(&w);
@@ -492,11 +305,11 @@ static bool threads_agree(const struct kern *kern, const struct shape *c, enum d
     bool ok = true;
 
     for (int n = 1; n <= 3; n++) {
-        struct kattn a = call_of(&w, true);
+        struct kattn a = work_call(&w, true);
         for (size_t i = 0; i < LEN(out); i++)
-            poison_side(out[i]);
+            side_poison(out[i]);
         buf_poison(&w.lse);
-        ok &= kern->attn(kit_ctx(kern, n), &a) == K_OK && run_back(kern, n, &w) == K_OK;
+        ok &= kern->attn(kit_ctx(kern, n), &a) == K_OK && work_back(kern, n, &w) == K_OK;
         for (size_t i = 0; n == 1 && i < LEN(out); i++)
             first[i] = buf_copy(&out[i]->b);
         if (n == 1)
@@ -520,13 +333,13 @@ static bool batch_agrees(const struct kern *kern, const struct shape *c, enum dt
     struct side *in[] = { &w.q, &w.k, &w.v, &w.d_o }, *in1[] = { &u.q, &u.k, &u.v, &u.d_o };
     struct side *out[] = { &w.o, &w.dq, &w.dk, &w.dv }, *out1[] = { &u.o, &u.dq, &u.dk, &u.dv };
     const size_t size = dtype_bytes(type);
-    struct kattn a = call_of(&w, true), a1 = call_of(&u, true);
+    struct kattn a = work_call(&w, true), a1 = work_call(&u, true);
     bool ok = true;
 
     for (size_t i = 0; i < LEN(in); i++)
         memcpy(in1[i]->b.p, (char *)in[i]->b.p + (size_t)in1[i]->b.n * size, (size_t)in1[i]->b.n * size);
-    ok &= kern->attn(kit_ctx(kern, 2), &a) == K_OK && run_back(kern, 2, &w) == K_OK;
-    ok &= kern->attn(kit_ctx(kern, 1), &a1) == K_OK && run_back(kern, 1, &u) == K_OK;
+    ok &= kern->attn(kit_ctx(kern, 2), &a) == K_OK && work_back(kern, 2, &w) == K_OK;
+    ok &= kern->attn(kit_ctx(kern, 1), &a1) == K_OK && work_back(kern, 1, &u) == K_OK;
     for (size_t i = 0; i < LEN(out); i++)
         ok &= !memcmp(out1[i]->b.p, (char *)out[i]->b.p + (size_t)out1[i]->b.n * size, (size_t)out1[i]->b.n * size);
     ok &= !memcmp(u.lse.p, (char *)w.lse.p + 4 * u.lse.n, (size_t)(4 * u.lse.n));
@@ -569,7 +382,7 @@ static void test_lanes(void)
         for (int t = 0; t < N_DTYPE; t++) {
             struct work w = work_new(&many, (enum dtype)t, 1), u = work_new(&few, (enum dtype)t, 1);
             const size_t row = (size_t)many.D * dtype_bytes((enum dtype)t);
-            struct kattn a = call_of(&w, true), b = call_of(&u, true);
+            struct kattn a = work_call(&w, true), b = work_call(&u, true);
             ok &= kern->attn(kit_ctx(kern, 1), &a) == K_OK;
             for (int64_t q = 0; q < many.Tq; q++) {
                 memcpy(u.q.b.p, (char *)w.q.b.p + (size_t)q * row, row);
@@ -593,19 +406,19 @@ static void test_arguments(void)
     for (int i = 0; (kern = kit_twin(i)); i++) {
         struct work w = work_new(&c, F32, 1);
         struct kctx *k = kit_ctx(kern, 2);
-        struct kattn a = call_of(&w, true), x;
+        struct kattn a = work_call(&w, true), x;
         struct kattn_back g = { .f = a, .ldd_o = 16, .lddq = 16, .lddk = 16, .lddv = 16 };
         struct buf o;
 
         bad &= kern->attn(k, &a) == K_OK;
         o = buf_copy(&w.o.b);
-        poison_side(&w.o);
-        x = call_of(&w, false);
+        side_poison(&w.o);
+        x = work_call(&w, false);
         null &= kern->attn(k, &x) == K_OK && buf_same(&o, &w.o.b, "lse NULL on %s", kern->name);
         for (int s = 0; s < 5; s++) {
             x = a;
             *(int64_t *[]){ &x.B, &x.N, &x.Tq, &x.Tk, &x.D }[s] = 0;
-            poison_side(&w.o);
+            side_poison(&w.o);
             g.f = x;
             empty &= kern->attn(k, &x) == K_OK && kern->attn_back(k, &g) == K_OK;
             buf_read(&w.o.b);
@@ -649,7 +462,7 @@ static void test_nan(void)
         for (int t = 0; t < N_DTYPE; t++) {
             struct work w = work_new(&c, (enum dtype)t, 1);
             const size_t size = dtype_bytes((enum dtype)t);
-            struct kattn a = call_of(&w, true);
+            struct kattn a = work_call(&w, true);
             memset((char *)w.q.b.p + (size_t)(17 * c.D + 3) * size, 0xFF, size);
             ok &= kern->attn(kit_ctx(kern, 1), &a) == K_OK;
             buf_read(&w.o.b);
@@ -666,6 +479,7 @@ int main(void)
     test_shapes();
     test_large();
     test_closed_form();
+    test_ones();
     test_scale();
     test_same_bits();
     test_lanes();

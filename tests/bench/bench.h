@@ -1,8 +1,8 @@
 /* tests/bench/bench.h: what the parts of `make bench` share. All rates are per CPU second of the whole process, summed
  * over threads, so that other work on the machine disturbs them little; peaks are measured the same way in the same
  * run. */
-#ifndef UNICON_TESTS_BENCH_H
-#define UNICON_TESTS_BENCH_H
+#ifndef UNICON_TESTS_BENCH_BENCH_H
+#define UNICON_TESTS_BENCH_BENCH_H
 
 #include <stdbool.h>
 #include "kernels/kern.h"

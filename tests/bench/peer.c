@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(HAVE_OPENBLAS) || defined(HAVE_DNNL)
 static void *filled(size_t n, enum dtype type)
 {
     const size_t bytes = (n * dtype_bytes(type) + 4095) / 4096 * 4096;
@@ -25,6 +26,7 @@ static void *filled(size_t n, enum dtype type)
     }
     return p;
 }
+#endif
 
 #ifdef HAVE_OPENBLAS
 #include <cblas.h>
