@@ -70,6 +70,10 @@ int arena_init(struct arena *a, const char *name, enum arena_place place, size_t
     if (cap_bytes > max_cap)
         return err_set(e, E_NOMEM, "arena '%s': nobody has %zu bytes", name, cap_bytes);
     a->cap = cap_bytes;
+    if (arena_fault_now()) {
+        a->cap = 0;
+        return err_set(e, E_NOMEM, "arena '%s': out of memory, as the test wants it", name);
+    }
     if (place == ARENA_NULL)
         a->base = (char *)(null_first + (atomic_fetch_add(&null_next, reserved(a)) & (SIZE_MAX >> 2)));
     else
@@ -111,19 +115,12 @@ static bool commit(struct arena *a, size_t need)
     return true;
 }
 
-/* Every push passes here once. */
-static bool fault_now(void)
-{
-    atomic_fetch_add(&n_push, 1);
-    return atomic_load(&fault_in) > 0 && atomic_fetch_sub(&fault_in, 1) == 1;
-}
-
 void *arena_push(struct arena *a, size_t bytes, struct err *e)
 {
     const size_t need = bytes < max_cap ? round_up(bytes, ARENA_ALIGN) : SIZE_MAX;
     char *p;
 
-    if (fault_now()) {
+    if (arena_fault_now()) {
         err_set(e, E_NOMEM, "arena '%s': out of memory, as the test wants it", a->name);
         return NULL;
     }
@@ -202,6 +199,12 @@ void arena_fault_at(long n)
 {
     atomic_store(&n_push, 0);
     atomic_store(&fault_in, n > 0 ? n : 0);
+}
+
+bool arena_fault_now(void)
+{
+    atomic_fetch_add(&n_push, 1);
+    return atomic_load(&fault_in) > 0 && atomic_fetch_sub(&fault_in, 1) == 1;
 }
 
 long arena_fault_count(void)

@@ -45,9 +45,11 @@ void arena_seal(struct arena *a);                       /* from here on nothing 
 size_t arena_high(const struct arena *a);
 void arena_reset_high(struct arena *a);
 
-/* Fault injection for tests: the n-th push from now (1 = next) on any arena fails with E_NOMEM; 0 disarms.
- * arena_fault_count() is how many pushes have happened since arming. */
+/* Fault injection for tests: the n-th allocation from now (1 = next) fails with E_NOMEM; 0 disarms. Allocations are the
+ * pushes on any arena, the making of one, and what others ask arena_fault_now() for: it counts one and is true if that
+ * one has to fail. arena_fault_count() is how many there have been since arming. */
 void arena_fault_at(long n);
 long arena_fault_count(void);
+bool arena_fault_now(void);
 
 #endif

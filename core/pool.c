@@ -28,7 +28,7 @@ int pool_init(struct pool *p, struct arena *arena, struct err *e)
 {
     memset(p, 0, sizeof *p);
     p->arena = arena;
-    p->block = calloc(FIRST_BLOCKS, sizeof *p->block);
+    p->block = arena_fault_now() ? NULL : calloc(FIRST_BLOCKS, sizeof *p->block);
     if (!p->block)
         return err_set(e, E_NOMEM, "pool over '%s': out of memory", arena->name);
     p->cap_block = FIRST_BLOCKS;
@@ -60,7 +60,7 @@ static int grow_table(struct pool *p, struct err *e)
         return OK;
     if (p->cap_block >= MAX_BLOCKS)
         return err_set(e, E_NOMEM, "pool over '%s': more than %d blocks", p->arena->name, MAX_BLOCKS);
-    more = realloc(p->block, sizeof *more * 2 * (size_t)p->cap_block);
+    more = arena_fault_now() ? NULL : realloc(p->block, sizeof *more * 2 * (size_t)p->cap_block);
     if (!more)
         return err_set(e, E_NOMEM, "pool over '%s': out of memory for %d blocks", p->arena->name, 2 * p->cap_block);
     p->block = more;

@@ -344,7 +344,7 @@ static void test_faults(void)
         ok &= n > total || arena_fault_count() >= n;
     }
     arena_fault_at(0);
-    tap_ok(ok && total == 6, "out of memory at each of %ld points: one clean error, nothing left behind", total);
+    tap_ok(ok && total == 10, "out of memory at each of %ld points: one clean error, nothing left behind", total);
 }
 
 /* ---- pools ---- */
