@@ -1,5 +1,5 @@
-/* tests/t_fault.c: every allocation of a training step, and of what it stands on, fails once, in turn. Each failure is an
- * error with a message, and the step after it gives the bits that it always gave. */
+/* tests/t_fault.c: every allocation of a training step, and of what it stands on, fails once, in turn. Each failure is
+ * an error with a message, and the step after it gives the bits that it always gave. */
 #include <string.h>
 
 #include "tests/graph.h"
@@ -31,7 +31,8 @@ static bool fail_at(long n, bool segments, uint64_t want, bool *ok)
         *ok = false;
     }
     if (g.mem.grads.used || g.mem.scratch.used) {
-        tap_note("allocation %ld: %zu bytes of gradients, %zu of scratch left", n, g.mem.grads.used, g.mem.scratch.used);
+        tap_note("allocation %ld: %zu bytes of gradients, %zu of scratch left", n, g.mem.grads.used,
+                 g.mem.scratch.used);
         *ok = false;
     }
     graph_close(&g);
