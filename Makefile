@@ -60,6 +60,8 @@ WARN = -Wall -Wextra -Wpedantic -Werror=vla $(if $(WERROR),-Werror)
 CFLAGS = -std=c11 $(OPT_$(VARIANT)) -g $(WARN) -D_GNU_SOURCE -I. -fopenmp \
     -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP
 BANNED = -include core/banned.h
+# Fuzz targets are parsers: instrumented kernels would take clang half an hour to compile and find nothing.
+KERN_CFLAGS = $(if $(filter fuzz,$(VARIANT)),$(filter-out -fsanitize% -fno-sanitize%,$(CFLAGS)),$(CFLAGS))
 ISA_avx2 = -mavx2 -mfma -mf16c
 ISA_avx512 = $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
 ISA_avx512bf16 = $(ISA_avx512) -mavx512bf16
@@ -117,7 +119,7 @@ $B/kit.a: $(KIT)
 define isa_rule
 $B/%.$1.o: %.c $B/flags
 	@mkdir -p $$(@D)
-	$$(call say,$(CC))$(CC) $(CFLAGS) $(BANNED) $(ISA_$1) -DISA=$1 -c $$< -o $$@
+	$$(call say,$(CC))$(CC) $(KERN_CFLAGS) $(BANNED) $(ISA_$1) -DISA=$1 -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$i)))
 $B/cmd/%.o $B/tests/%.o: BANNED =

@@ -3,6 +3,10 @@
 
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "kernels/isa.h"
 
 #define FILL(file, isa) fill_##file##_##isa(k);
@@ -15,9 +19,17 @@ static void fill_avx2(struct kern *k) { ISA_FILES(FILL, avx2) }
 static void fill_avx512(struct kern *k) { ISA_FILES(FILL, avx512) }
 static void fill_avx512bf16(struct kern *k) { ISA_FILES(FILL, avx512bf16) }
 
+/* Not every compiler's __builtin_cpu_supports() knows f16c; avx2 implies that the system saves its registers. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 static bool has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 static bool has_avx512(void)
