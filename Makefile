@@ -8,6 +8,7 @@ PREFIX = /usr/local
 CUDA = auto
 CUDA_ARCH = sm_80,sm_89,sm_90
 FUZZ_SECONDS = 20
+BENCH_ARGS = -p
 PYTHON = python3
 .DEFAULT_GOAL := all
 .SECONDARY:
@@ -92,7 +93,8 @@ SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
-HEADERS := $(filter-out core/banned.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h kernels/dev.h \
+HEADERS := $(filter-out core/banned.h core/poison.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h \
+    kernels/dev.h \
     core/*.h core/*/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))

@@ -14,14 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define POISON(at, bytes) __asan_poison_memory_region(at, bytes)
-#define UNPOISON(at, bytes) __asan_unpoison_memory_region(at, bytes)
-#else
-#define POISON(at, bytes) ((void)(at), (void)(bytes))
-#define UNPOISON(at, bytes) ((void)(at), (void)(bytes))
-#endif
+#include "core/poison.h"
 
 static const size_t step_bytes = (size_t)2 << 20;       /* of commits: a huge page */
 static const size_t max_cap = SIZE_MAX >> 4;            /* far beyond any machine; sums of two fit */

@@ -7,14 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define POISON(at, bytes) __asan_poison_memory_region(at, bytes)
-#define UNPOISON(at, bytes) __asan_unpoison_memory_region(at, bytes)
-#else
-#define POISON(at, bytes) ((void)(at), (void)(bytes))
-#define UNPOISON(at, bytes) ((void)(at), (void)(bytes))
-#endif
+#include "core/poison.h"
 
 struct pool_block {
     char *at;
