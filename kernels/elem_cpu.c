@@ -373,7 +373,7 @@ static int gather_back(struct kctx *k, float *dtable, const void *dy, enum dtype
     return K_OK;
 }
 
-/* In doubles: at t = 999 an angle in f32 would be off by 3e-5. */
+/* Frequencies and angles are rounded where the models' own code rounds them, sines and cosines only at the end. */
 static int time_embed(struct kctx *k, void *y, enum dtype type, const float *t, int64_t B, int64_t dim)
 {
     const int64_t half = dim / 2;
@@ -383,9 +383,10 @@ static int time_embed(struct kctx *k, void *y, enum dtype type, const float *t, 
 #pragma omp parallel for collapse(2) num_threads(k->n_threads) schedule(static) if (B * dim >= BIG)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < half; i++) {
-            const double angle = (double)t[b] * exp(-log(10000.0) * (double)i / (double)half);
-            s_store(y, b * dim + i, type, (float)cos(angle));
-            s_store(y, b * dim + half + i, type, (float)sin(angle));
+            const float power = -9.210340371976184f * (float)i / (float)half;        /* ln 10000 */
+            const float angle = t[b] * (float)exp((double)power);
+            s_store(y, b * dim + i, type, (float)cos((double)angle));
+            s_store(y, b * dim + half + i, type, (float)sin((double)angle));
         }
     return K_OK;
 }

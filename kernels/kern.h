@@ -210,10 +210,14 @@ struct kern {
 
     /* -- norms: statistics in f32 by two passes (mean first, then squared distance) --
      * GroupNorm, Wu & He 2018 sec. 3.1, then SiLU if silu.  x, y (B,HW,C), y may be x, pixels ldx and
-     * ldy apart; G divides C; mean, rstd (B,G) written. */
+     * ldy apart; G divides C; mean, rstd (B,G) written. y NULL: statistics alone. */
     int (*group_norm)(struct kctx *k, void *y, int64_t ldy, float *mean, float *rstd, const void *x, int64_t ldx,
                       enum dtype type, const float *gamma, const float *beta,
                       int64_t B, int64_t HW, int64_t C, int64_t G, float eps, bool silu);
+    /* The same with mean, rstd (B,G) given: any part of the pixels gets the bits that it has in the whole. */
+    int (*group_norm_apply)(struct kctx *k, void *y, int64_t ldy, const float *mean, const float *rstd, const void *x,
+                            int64_t ldx, enum dtype type, const float *gamma, const float *beta,
+                            int64_t B, int64_t HW, int64_t C, int64_t G, bool silu);
     /* dx (B,HW,C) dense written, may be dy; dgamma, dbeta (C) accumulate, both NULL when not wanted.
      * x, dy with pixel strides. work: group_norm_back_bytes(). */
     size_t (*group_norm_back_bytes)(int64_t B, int64_t HW, int64_t C, int64_t G);
@@ -268,7 +272,8 @@ struct kern {
     int (*gather_back)(struct kctx *k, float *dtable, const void *dy, enum dtype type, const int32_t *id,
                        int64_t n, int64_t V, int64_t D);
     /* Sinusoids of t (B): y (B,dim) = [cos(t f) | sin(t f)], f_i = 10000^(-i/(dim/2)); Ho et al. 2020 as
-     * latent diffusion orders them. dim even. */
+     * latent diffusion orders them. dim even. f_i and t f_i are rounded to f32 as in the models' training: at t = 999
+     * the last bit of an angle is 6e-5. */
     int (*time_embed)(struct kctx *k, void *y, enum dtype type, const float *t, int64_t B, int64_t dim);
 
     /* -- resampling of (B,H,W,C) to (B,Ho,Wo,C) --

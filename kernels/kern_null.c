@@ -251,7 +251,20 @@ static int n_group_norm(struct kctx *k, void *y, int64_t ldy, float *mean, float
                         enum dtype type, const float *gamma, const float *beta, int64_t B, int64_t HW, int64_t C,
                         int64_t G, float eps, bool silu)
 {
-    (void)y, (void)mean, (void)rstd, (void)x, (void)gamma, (void)beta, (void)eps, (void)silu;
+    (void)mean, (void)rstd, (void)x, (void)gamma, (void)beta, (void)eps, (void)silu;
+    if (B < 0 || HW < 0 || C < 0 || G < 1 || C % G || ldx < C || (y && ldy < C) || !type_ok(type))
+        return K_ARG;
+    if (!B || !HW || !C)
+        return K_OK;
+    return add(k, 0, y ? 2 * bytes_of(type, B * HW * C) + f32s(2 * C + 2 * B * G)
+                       : bytes_of(type, B * HW * C) + f32s(2 * B * G));
+}
+
+static int n_group_norm_apply(struct kctx *k, void *y, int64_t ldy, const float *mean, const float *rstd, const void *x,
+                              int64_t ldx, enum dtype type, const float *gamma, const float *beta, int64_t B,
+                              int64_t HW, int64_t C, int64_t G, bool silu)
+{
+    (void)y, (void)mean, (void)rstd, (void)x, (void)gamma, (void)beta, (void)silu;
     if (B < 0 || HW < 0 || C < 0 || G < 1 || C % G || ldx < C || ldy < C || !type_ok(type))
         return K_ARG;
     if (!B || !HW || !C)
@@ -597,7 +610,8 @@ void kern_null(struct kern *out, const struct kern *like)
         .name = "null", .isa = like->isa, .scratch_bytes = like->scratch_bytes, .computes = false,
         .pack_bytes = like->pack_bytes, .pack = n_pack, .conv = n_conv, .conv_dw = n_conv_dw, .gemm = n_gemm,
         .attn = n_attn, .attn_back_bytes = like->attn_back_bytes, .attn_back = n_attn_back,
-        .group_norm = n_group_norm, .group_norm_back_bytes = like->group_norm_back_bytes,
+        .group_norm = n_group_norm, .group_norm_apply = n_group_norm_apply,
+        .group_norm_back_bytes = like->group_norm_back_bytes,
         .group_norm_back = n_group_norm_back, .layer_norm = n_layer_norm,
         .layer_norm_back_bytes = like->layer_norm_back_bytes, .layer_norm_back = n_layer_norm_back,
         .unary = n_unary, .unary_back = n_unary_back, .geglu = n_geglu, .geglu_back = n_geglu_back,

@@ -52,8 +52,8 @@ static struct cut cut_image(int64_t HW, int64_t C, int64_t max_tasks)
 struct gn {
     void *y;
     const void *x;
-    float *mean, *rstd;
-    const float *gamma, *beta;
+    float *new_mean, *new_rstd; /* where statistics go */
+    const float *mean, *rstd, *gamma, *beta;
     int64_t ldy, ldx, HW, C, G;
     enum dtype type;
     bool silu;
@@ -162,8 +162,8 @@ static void image_stats(const struct gn *p, int64_t b)
             part[i] += part[task * p->G * 2 + i];
     for (int64_t g = 0; g < p->G; g++) {
         const double d = part[2 * g] / n, var = part[2 * g + 1] / n - d * d;
-        p->mean[b * p->G + g] = (float)(origin(p, b, g) + d);
-        p->rstd[b * p->G + g] = (float)(1 / sqrt((var < 0 ? 0 : var) + (double)p->eps));    /* NaN passes */
+        p->new_mean[b * p->G + g] = (float)(origin(p, b, g) + d);
+        p->new_rstd[b * p->G + g] = (float)(1 / sqrt((var < 0 ? 0 : var) + (double)p->eps));    /* NaN passes */
     }
 }
 
@@ -211,16 +211,39 @@ static bool bad_group_norm(enum dtype type, int64_t B, int64_t HW, int64_t C, in
     return (unsigned)type >= N_DTYPE || B < 0 || HW < 0 || C < 0 || G < 1 || C % G || ldx < C || ldy < C;
 }
 
+/* Statistics of images [p->first, last), by tasks and then summed in their order. */
+static void stats_at_once(const struct gn *p, int64_t last)
+{
+    const int64_t n = (last - p->first) * p->cut.n_tasks;
+
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        task_sums(p, p->first + i / p->cut.n_tasks, i % p->cut.n_tasks);
+#pragma omp for schedule(static)
+    for (int64_t b = p->first; b < last; b++)
+        image_stats(p, b);
+}
+
+static void apply_at_once(const struct gn *p, int64_t last)
+{
+    const int64_t n = (last - p->first) * p->cut.n_tasks;
+
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        task_apply(p, p->first + i / p->cut.n_tasks, i % p->cut.n_tasks);
+}
+
 static int group_norm(struct kctx *k, void *y, int64_t ldy, float *mean, float *rstd, const void *x, int64_t ldx,
                       enum dtype type, const float *gamma, const float *beta, int64_t B, int64_t HW, int64_t C,
                       int64_t G, float eps, bool silu)
 {
     const int64_t sum_bytes = 2 * (int64_t)sizeof(double) * G;
-    struct gn p = { .y = y, .x = x, .mean = mean, .rstd = rstd, .gamma = gamma, .beta = beta, .ldy = ldy, .ldx = ldx,
-                    .HW = HW, .C = C, .G = G, .type = type, .silu = silu, .eps = eps, .part = k->scratch };
-    int64_t at_once, n;
+    struct gn p = { .y = y, .x = x, .new_mean = mean, .new_rstd = rstd, .mean = mean, .rstd = rstd, .gamma = gamma,
+                    .beta = beta, .ldy = ldy, .ldx = ldx, .HW = HW, .C = C, .G = G, .type = type, .silu = silu,
+                    .eps = eps, .part = k->scratch };
+    int64_t at_once;
 
-    if (bad_group_norm(type, B, HW, C, G, ldx, ldy))
+    if (bad_group_norm(type, B, HW, C, G, ldx, y ? ldy : C))
         return K_ARG;
     if (!B || !HW || !C)
         return K_OK;
@@ -230,20 +253,30 @@ static int group_norm(struct kctx *k, void *y, int64_t ldy, float *mean, float *
     at_once = part_bytes / (p.cut.n_tasks * sum_bytes);
     for (; p.first < B; p.first += at_once) {
         const int64_t last = lesser(B, p.first + at_once);
-        n = (last - p.first) * p.cut.n_tasks;
 #pragma omp parallel num_threads(k->n_threads) if (B * HW * C >= BIG)
         {
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < n; i++)
-                task_sums(&p, p.first + i / p.cut.n_tasks, i % p.cut.n_tasks);
-#pragma omp for schedule(static)
-            for (int64_t b = p.first; b < last; b++)
-                image_stats(&p, b);
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < n; i++)
-                task_apply(&p, p.first + i / p.cut.n_tasks, i % p.cut.n_tasks);
+            stats_at_once(&p, last);
+            if (y)
+                apply_at_once(&p, last);
         }
     }
+    return K_OK;
+}
+
+static int group_norm_apply(struct kctx *k, void *y, int64_t ldy, const float *mean, const float *rstd, const void *x,
+                            int64_t ldx, enum dtype type, const float *gamma, const float *beta, int64_t B, int64_t HW,
+                            int64_t C, int64_t G, bool silu)
+{
+    const struct gn p = { .y = y, .x = x, .mean = mean, .rstd = rstd, .gamma = gamma, .beta = beta,
+                          .ldy = ldy, .ldx = ldx, .HW = HW, .C = C, .G = G, .type = type, .silu = silu,
+                          .cut = cut_image(HW > 0 ? HW : 1, C > 0 ? C : 1, MAX_TASKS) };
+
+    if (bad_group_norm(type, B, HW, C, G, ldx, ldy))
+        return K_ARG;
+    if (!B || !HW || !C)
+        return K_OK;
+#pragma omp parallel num_threads(k->n_threads) if (B * HW * C >= BIG)
+    apply_at_once(&p, B);
     return K_OK;
 }
 
@@ -648,6 +681,7 @@ static int layer_norm_back(struct kctx *k, void *dx, float *dgamma, float *dbeta
 void ISA_NAME(fill_norm)(struct kern *k)
 {
     k->group_norm = group_norm;
+    k->group_norm_apply = group_norm_apply;
     k->group_norm_back_bytes = group_norm_back_bytes;
     k->group_norm_back = group_norm_back;
     k->layer_norm = layer_norm;

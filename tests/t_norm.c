@@ -255,13 +255,38 @@ static bool forward_alone(const struct kern *kern, const struct given *g, const 
     return ok;
 }
 
+/* Statistics without a result are the same; applied to the pixels of an image in two parts they give the same bits. */
+static bool forward_in_parts(const struct kern *kern, const struct given *g, const struct buf *y)
+{
+    const int64_t n = g->s.HW * g->ld, first = (g->s.B - 1) * n, cut = g->s.HW / 3;
+    struct buf parts = buf_new(y->type, n), whole = buf_new(y->type, n), mean = buf_new(F32, g->s.G),
+               rstd = buf_new(F32, g->s.G);
+    bool ok = kern->group_norm(kit_ctx(kern, 2), NULL, 0, mean.p, rstd.p, element(&g->x, first), g->ld, y->type,
+                               g->gamma.p, g->beta.p, 1, g->s.HW, g->s.C, g->s.G, (float)eps, g->act) == K_OK;
+
+    for (int i = 0; i < 2; i++) {
+        const int64_t at = i ? cut : 0, pixels = i ? g->s.HW - cut : cut;
+        ok &= kern->group_norm_apply(kit_ctx(kern, 2), element(&parts, at * g->ld), g->ld, mean.p, rstd.p,
+                                     element(&g->x, first + at * g->ld), g->ld, y->type, g->gamma.p, g->beta.p, 1,
+                                     pixels, g->s.C, g->s.G, g->act) == K_OK;
+    }
+    memcpy(whole.p, element(y, first), (size_t)n * dtype_bytes(y->type));
+    ok &= buf_same(&parts, &whole, "%s: in parts", g->s.why);
+    buf_free(&parts);
+    buf_free(&whole);
+    buf_free(&mean);
+    buf_free(&rstd);
+    return ok;
+}
+
 static bool group_forward_case(const struct kern *kern, const struct given *g)
 {
     const int64_t n = g->s.B * g->s.HW * g->ld;
     struct buf y = buf_new(g->x.type, n), mean = buf_new(F32, g->s.B * g->s.G), rstd = buf_new(F32, g->s.B * g->s.G);
     bool ok = group_forward(kern, 1, g, &y, &mean, &rstd) == K_OK;
 
-    ok &= gaps_poisoned(g, &y) && forward_near(g, &y, &mean, &rstd) && forward_alone(kern, g, &y);
+    ok &= gaps_poisoned(g, &y) && forward_near(g, &y, &mean, &rstd) && forward_alone(kern, g, &y)
+        && forward_in_parts(kern, g, &y);
     for (int threads = 2; threads <= 3; threads++) {
         struct buf z = buf_new(g->x.type, n), m = buf_new(F32, mean.n), r = buf_new(F32, rstd.n);
         ok &= group_forward(kern, threads, g, &z, &m, &r) == K_OK && buf_same(&y, &z, "%s: threads", g->s.why)

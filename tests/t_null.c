@@ -171,6 +171,10 @@ static void test_norms(void)
 {
     tap_ok(counted(null.group_norm(&ctx, fake, 8, floats, floats, fake, 9, F16, floats, floats, 2, 5, 8, 4, 1e-5f,
                                    true), 0, 2 * 2 * 80 + 4 * (16 + 16))
+           && counted(null.group_norm(&ctx, NULL, 0, floats, floats, fake, 9, F16, floats, floats, 2, 5, 8, 4, 1e-5f,
+                                      true), 0, 2 * 80 + 4 * 16)
+           && counted(null.group_norm_apply(&ctx, fake, 8, floats, floats, fake, 9, F16, floats, floats, 2, 5, 8, 4,
+                                            true), 0, 2 * 2 * 80 + 4 * (16 + 16))
            && counted(null.group_norm_back(&ctx, fake, floats, floats, fake, 8, fake, 8, floats, floats, F32, floats,
                                            floats, 2, 5, 8, 4, true, fake), 0, 4 * (3 * 80 + 16 + 16 + 32))
            && counted(null.group_norm_back(&ctx, fake, NULL, NULL, fake, 8, fake, 8, floats, floats, F32, floats,
@@ -290,6 +294,8 @@ static bool refuses_the_rest(const struct kern *k, struct kctx *c)
     void *p = mem;
 
     return REFUSED(group_norm, p, 8, p, p, p, 8, F32, p, p, 1, 1, 8, 3, 1e-5f, false)
+        && REFUSED(group_norm_apply, p, 8, p, p, p, 8, F32, p, p, 1, 1, 8, 3, false)
+        && REFUSED(group_norm_apply, p, 7, p, p, p, 8, F32, p, p, 1, 1, 8, 4, false)
         && REFUSED(group_norm, p, 8, p, p, p, 8, N_DTYPE, p, p, 1, 1, 8, 4, 1e-5f, false)
         && REFUSED(layer_norm, p, p, p, p, F32, p, p, -1, 8, 1e-5f) && REFUSED(unary, K_SILU, p, p, F32, -1)
         && REFUSED(unary, K_SILU, p, p, N_DTYPE, 1) && REFUSED(unary, K_N_UNARY, p, p, F32, 1)
