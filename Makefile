@@ -66,16 +66,18 @@ KERN_CFLAGS = $(if $(filter fuzz,$(VARIANT)),$(filter-out -fsanitize% -fno-sanit
 ISA_avx2 = -mavx2 -mfma -mf16c
 ISA_avx512 = $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
 ISA_avx512bf16 = $(ISA_avx512) -mavx512bf16
-LIBS = -lm
-ifneq ($(CUDA_VERSION),)
+# header:library of what the store and the tokenizer stand on
+USES = tiffio.h:tiff jpeglib.h:jpeg png.h:png jansson.h:jansson unistr.h:unistring
 comma := ,
+LIBS = -Wl$(comma)--as-needed $(foreach u,$(USES),-l$(lastword $(subst :, ,$u))) -lm
+ifneq ($(CUDA_VERSION),)
 archs := $(subst $(comma), ,$(CUDA_ARCH))
 CUDA_LIB := $(patsubst %/libcudart.so,%,$(firstword $(wildcard $(foreach d,lib64 targets/x86_64-linux/lib \
     targets/sbsa-linux/lib,$(dir $(realpath $(NVCC)))../$d/libcudart.so))))
 NVFLAGS = -std=c++17 -O3 -I. -Xcompiler -Wall,-Wextra,-fno-exceptions $(if $(WERROR),-Werror all-warnings) \
     $(foreach a,$(archs),-gencode arch=$(a:sm_%=compute_%),code=$a) \
     -gencode arch=$(patsubst sm_%,compute_%,$(lastword $(archs))),code=$(patsubst sm_%,compute_%,$(lastword $(archs)))
-LIBS += -Wl$(comma)--as-needed $(if $(CUDA_LIB),-L$(abspath $(CUDA_LIB)) \
+LIBS += $(if $(CUDA_LIB),-L$(abspath $(CUDA_LIB)) \
     -Wl$(comma)-rpath$(comma)$(abspath $(CUDA_LIB))) -lcudart -lcublasLt
 endif
 
@@ -94,8 +96,7 @@ FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
 HEADERS := $(filter-out core/banned.h core/poison.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h \
-    kernels/dev.h \
-    core/*.h core/*/*.h))
+    kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))
 
@@ -152,17 +153,23 @@ $B/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon.a
 
 # ---- needs: make builds this file first where a goal needs it, and starts over when something was installed ----
 SYSTEMS = apt-get dnf pacman zypper
-SYSTEM_apt-get = libc=libc6-dev omp=libomp-dev prove=perl blas=libopenblas-dev dnnl=libdnnl-dev install='apt-get -qq \
+SYSTEM_apt-get = tiff=libtiff-dev jpeg=libjpeg-dev png=libpng-dev jansson=libjansson-dev unistring=libunistring-dev \
+    libc=libc6-dev omp=libomp-dev prove=perl blas=libopenblas-dev dnnl=libdnnl-dev install='apt-get -qq \
     update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends'
-SYSTEM_dnf = libc=glibc-devel omp=libomp-devel prove=perl-Test-Harness blas=openblas-devel dnnl=onednn-devel \
-    install='dnf -y install'
-SYSTEM_pacman = libc=gcc omp=openmp prove=perl blas=openblas dnnl=onednn install='pacman -S --noconfirm --needed'
-SYSTEM_zypper = libc=glibc-devel omp=libomp-devel prove=perl blas=openblas-devel dnnl=onednn-devel \
+SYSTEM_dnf = tiff=libtiff-devel jpeg=libjpeg-turbo-devel png=libpng-devel jansson=jansson-devel \
+    unistring=libunistring-devel libc=glibc-devel omp=libomp-devel prove=perl-Test-Harness blas=openblas-devel \
+    dnnl=onednn-devel install='dnf -y install'
+SYSTEM_pacman = tiff=libtiff jpeg=libjpeg-turbo png=libpng jansson=jansson unistring=libunistring \
+    libc=gcc omp=openmp prove=perl blas=openblas dnnl=onednn install='pacman -S --noconfirm --needed'
+SYSTEM_zypper = tiff=libtiff-devel jpeg=libjpeg8-devel png=libpng16-devel jansson=libjansson-devel \
+    unistring=libunistring-devel libc=glibc-devel omp=libomp-devel prove=perl blas=openblas-devel dnnl=onednn-devel \
     install='zypper -n install'
 compiles = echo 'int main(void) { return 0; }' | $(CC) $1 -x c - -o $(BUILD)/probe 2>/dev/null
 NEED = command -v $(CC) >/dev/null || miss $(notdir $(CC)); $(call compiles,) || miss $$libc; \
     $(call compiles,-fopenmp -include omp.h) || case '$(CC)' in (*clang*) miss $$omp;; esac; rm -f $(BUILD)/probe; \
-    command -v prove >/dev/null || miss $$prove; for w in $(WANT); do command -v $$w >/dev/null || miss $$w; done;
+    $(foreach u,$(USES),test '$(call has,$(firstword $(subst :, ,$u)),$(lastword $(subst :, ,$u)))' || \
+    miss $$$(lastword $(subst :, ,$u));) command -v prove >/dev/null || miss $$prove; \
+    for w in $(WANT); do command -v $$w >/dev/null || miss $$w; done;
 NEED_bench = test '$(call has,cblas.h,openblas)' || miss $$blas; \
     test '$(call has,oneapi/dnnl/dnnl.h,dnnl)' || miss $$dnnl;
 deps_goal := $(firstword $(filter deps check demo bench,$(MAKECMDGOALS)))
@@ -171,6 +178,7 @@ include $(BUILD)/deps.mk
 $(BUILD)/deps.mk: FORCE
 	@mkdir -p $(BUILD); [ -f $@ ] || : >$@; missing=; miss() { missing="$$missing $$*"; }; \
 	for pm in $(SYSTEMS) none; do command -v $$pm >/dev/null && break; done; libc=libc omp=libomp prove=prove install=; \
+	$(foreach u,$(USES),$(lastword $(subst :, ,$u))=lib$(lastword $(subst :, ,$u));) \
 	case $$pm in $(foreach m,$(SYSTEMS),($m) $(SYSTEM_$m);;) esac; $(NEED) $(NEED_$(deps_goal)) \
 	[ "$$missing" ] || exit 0; echo "missing:$$missing"; as=; [ "$$(id -u)" = 0 ] || as=sudo; \
 	[ "$$install" ] || { echo 'deps: no package manager that I know; please install these and try again' >&2; exit 1; }; \
@@ -230,6 +238,7 @@ install: all
 	put 644 $B/unicon.pc '$D/lib/pkgconfig/unicon.pc'
 uninstall:
 	@rm -f $(patsubst %,'%',$(INSTALLED))
-	@cd '$D' && rmdir include/unicon/core/op include/unicon/core include/unicon/kernels include/unicon 2>/dev/null || :
+	@cd '$D' && rmdir include/unicon/core/op include/unicon/core/model include/unicon/core/diffusion include/unicon/store \
+	    include/unicon/jobs include/unicon/core include/unicon/kernels include/unicon 2>/dev/null || :
 clean:
 	rm -rf $(BUILD) bin demo

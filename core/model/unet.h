@@ -1,0 +1,56 @@
+/* core/model/unet.h: the denoiser of latent diffusion: UNet2DConditionModel; Rombach et al. 2022, sec. 3.2. SD1.x and
+ * SD2.x are two configurations of it.
+ *
+ *     struct unet *u;
+ *     if (unet_new(&u, &config, &layers, e)) ...                  takes its weights from layers->weights by name
+ *     if (unet_text(t, u, text, &kv, e)) ...                      keys and values of the prompts, once per run
+ *     struct tensor *eps = unet_forward(t, u, x, time, &kv, e);   (B,H,W,4)
+ *
+ * Latents of any size from 1 x 1: where a side is odd, a level up is cropped to the skip connection that it meets. */
+#ifndef UNICON_CORE_MODEL_UNET_H
+#define UNICON_CORE_MODEL_UNET_H
+
+#include "core/layer.h"
+#include "core/op/op.h"
+
+enum { UNET_MAX_STAGE = 6, UNET_MAX_LAYERS = 4, UNET_MAX_BLOCK = 64 };
+
+/* Named as in unet/config.json where that has a name. */
+struct unet_config {
+    int64_t in_channels, out_channels;
+    int n_stage;
+    int64_t width[UNET_MAX_STAGE];          /* block_out_channels */
+    bool down_attends[UNET_MAX_STAGE];      /* CrossAttnDownBlock2D, not DownBlock2D; stage 0 is the finest */
+    bool up_attends[UNET_MAX_STAGE];        /* up_block_types, in the file's order: up block 0 is the coarsest */
+    int64_t heads[UNET_MAX_STAGE];          /* attention_head_dim: the number of heads, by stage */
+    int layers_per_block;
+    int64_t cross_attention_dim;
+    bool use_linear_projection;
+    int64_t norm_num_groups;
+    float norm_eps;
+    int64_t sample_size;                    /* latent side that it was trained at; 0 unknown */
+};
+
+struct unet_config unet_config_sd15(void);
+struct unet_config unet_config_sd2(void);
+
+struct unet;
+
+/* In l->meta and l->model. E_FORMAT names every tensor that is missing, has other sizes or fits nowhere. */
+int unet_new(struct unet **out, const struct unet_config *c, struct layers *l, struct err *e);
+const struct unet_config *unet_config(const struct unet *u);
+
+/* Keys and values of text cross-attention, one pair per transformer block in the order of unet_forward. */
+struct unet_text {
+    int n;
+    struct tensor *k[UNET_MAX_BLOCK], *v[UNET_MAX_BLOCK];       /* (B,T,C) */
+};
+
+/* text (B,T,cross_attention_dim), of the UNet's type */
+int unet_text(struct tape *t, struct unet *u, struct tensor *text, struct unet_text *out, struct err *e);
+
+/* x (B,H,W,in_channels) of the UNet's type, time (B) f32, text of B images -> (B,H,W,out_channels). */
+struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, struct tensor *time,
+                            const struct unet_text *text, struct err *e);
+
+#endif
