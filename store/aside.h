@@ -20,7 +20,8 @@ struct aside {
 /* Directories on the way must exist. A process that is killed may leave a file ".NAME.XXXXXX", never a part of NAME. */
 int aside_open(struct aside *a, const char *path, struct err *e);
 
-/* Flush, fsync, rename, fsync of the directory. On failure the temporary file is gone and what was at path is untouched. */
+/* Flush, fsync, rename, fsync of the directory. On failure the temporary file is gone and what was at path is
+ * untouched. */
 int aside_commit(struct aside *a, struct err *e);
 void aside_abandon(struct aside *a);            /* also of a zeroed or committed one */
 

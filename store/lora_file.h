@@ -17,7 +17,8 @@ struct lora_file {
     int n_other;                /* tensors that are no LoRA of the UNet or the text encoder */
 };
 
-/* unet names the layers that kohya's underscored names stand for. E_FORMAT if nothing in the file is a LoRA, an up has no
+/* unet names the layers that kohya's underscored names stand for. E_FORMAT if nothing in the file is a LoRA, an up
+ * has no
  * down, or ranks differ. */
 int lora_file_open(struct lora_file **out, const char *path, const struct unet_config *unet, struct err *e);
 void lora_file_close(struct lora_file *f);

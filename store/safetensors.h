@@ -15,7 +15,8 @@ bool safetensors_looks(const unsigned char *bytes, size_t size);
 
 /* Entries and names go to `meta` (host). Checked: header inside the file and below 100 MB, JSON, no name twice, known
  * dtype, at most WEIGHTS_MAX_DIM sizes whose product is what the offsets say, offsets inside the file. Gaps between
- * tensors are allowed, overlaps are E_FORMAT. *metadata, if not NULL: the JSON text of __metadata__ in meta, or NULL. */
+ * tensors are allowed, overlaps are E_FORMAT. *metadata, if not NULL: the JSON text of __metadata__ in meta, or NULL.
+ * */
 int safetensors_parse(struct weights *out, struct arena *meta, const unsigned char *bytes, size_t size,
                       const char **metadata, struct err *e);
 
@@ -27,7 +28,8 @@ struct safetensors_item {
     const void *data;           /* dense, little-endian */
 };
 
-/* Written aside and renamed. metadata: pairs of strings, key then value, NULL at the end, or NULL for none; "format": "pt"
+/* Written aside and renamed. metadata: pairs of strings, key then value, NULL at the end, or NULL for none; "format":
+ * "pt"
  * is always there. */
 int safetensors_write(const char *path, const struct safetensors_item *item, int n, const char *const *metadata,
                       struct err *e);

@@ -19,7 +19,9 @@
 #include "core/diffusion/schedule.h"
 #include "core/tape.h"
 
-enum sampler_kind { SAMPLER_DDIM, SAMPLER_DDPM, SAMPLER_EULER, SAMPLER_EULER_A, SAMPLER_DPMPP_2M, SAMPLER_PNDM, N_SAMPLER };
+enum sampler_kind {
+    SAMPLER_DDIM, SAMPLER_DDPM, SAMPLER_EULER, SAMPLER_EULER_A, SAMPLER_DPMPP_2M, SAMPLER_PNDM, N_SAMPLER
+};
 
 enum { SAMPLER_MAX_STEP = 1001, SAMPLER_HISTORY = 4 };
 
@@ -68,7 +70,8 @@ int sampler_state_init(struct sampler_state *st, const struct sampler *s, struct
                        const struct tensor *x, struct err *e);
 void sampler_state_restart(struct sampler_state *st);   /* forgets, keeps the memory */
 
-/* One step at index i, x in place. m: the model's output at x, like x, f32; it may be overwritten. noise: N(0,1) like x,
+/* One step at index i, x in place. m: the model's output at x, like x, f32; it may be overwritten. noise: N(0,1) like
+ * x,
  * or NULL where sampler_draws is false. On the null device nothing is computed. */
 int sampler_step(struct device *dev, const struct sampler *s, struct sampler_state *st, int i, struct tensor *x,
                  struct tensor *m, const struct tensor *noise, struct err *e);

@@ -20,7 +20,8 @@ struct clip_bpe_word {          /* one line of vocab.json */
     int32_t id;
 };
 
-/* From the bytes of merges.txt (a first line "#version.." is skipped, of the rest at most 48,894 are used) and the words
+/* From the bytes of merges.txt (a first line "#version.." is skipped, of the rest at most 48,894 are used) and the
+ * words
  * of vocab.json; without those (NULL, 0) ids follow from the merges: 256 bytes, 256 byte + "</w>", one per merge,
  * <|startoftext|>, <|endoftext|>. Everything is copied. E_FORMAT for a merge without two words, a word that is
  * missing or comes twice, an id below 0, or no start and end word. */
@@ -33,7 +34,8 @@ int32_t clip_bpe_end(const struct clip_bpe *b);
 int32_t clip_bpe_id(const struct clip_bpe *b, const char *word);        /* -1: there is none */
 int clip_bpe_n_id(const struct clip_bpe *b);                            /* largest id + 1 */
 
-/* The ids of all of `text` (UTF-8; what is not becomes U+FFFD and is dropped), malloc'ed into *id, without start, end or
+/* The ids of all of `text` (UTF-8; what is not becomes U+FFFD and is dropped), malloc'ed into *id, without start, end
+ * or
  * padding. */
 int clip_bpe_ids(const struct clip_bpe *b, const char *text, int32_t **id, int *n, struct err *e);
 

@@ -239,7 +239,7 @@ def embed():
     t = torch.tensor([0.0, 1.0, 17.0, 500.0, 999.0, 0.5])
     file.put("time_embed.t", t)
     y = get_timestep_embedding(t, 46, flip_sin_to_cos=True, downscale_freq_shift=0)
-    if file.dtype == torch.float64:     # float32 up to the angles, as diffusers has it; only its exp and sin are inexact
+    if file.dtype == torch.float64:     # float32 up to the angles, as diffusers has it, then exact
         power = (np.float32(-np.log(10000)) * np.arange(23, dtype=np.float32)) / np.float32(23)
         angle = torch.from_numpy(t.numpy()[:, None] * np.exp(power.astype(np.float64)).astype(np.float32)).double()
         y = torch.cat([angle.cos(), angle.sin()], -1)
