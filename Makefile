@@ -95,7 +95,10 @@ SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
-HEADERS := $(filter-out core/banned.h core/poison.h core/op/common.h core/op/product.h,$(wildcard kernels/kern.h \
+PRIVATE := $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h unpickle.h exif.h lora_keys.h \
+    checkpoint_keys.h model_shapes.h)
+HEADERS := $(filter-out core/banned.h core/poison.h core/op/common.h core/op/product.h \
+    core/diffusion/pipeline_run.h core/model/clip_table.h core/model/clip_words.h $(PRIVATE),$(wildcard kernels/kern.h \
     kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))
@@ -126,6 +129,7 @@ $B/%.$1.o: %.c $B/flags
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$i)))
 $B/cmd/%.o $B/tests/%.o: BANNED =
+$B/cmd/%.o $B/tests/t_cli.o: CFLAGS += -DUNICON_VERSION='"$(VERSION)"'
 $B/%.o: %.c $B/flags
 	@mkdir -p $(@D)
 	$(call say,$(CC))$(CC) $(CFLAGS) $(BANNED) -c $< -o $@
@@ -137,6 +141,7 @@ $(BIN)/unicon-%: $B/cmd/unicon-%.o $(CMD) $B/libunicon.a
 	$(LINK)
 $B/t_%: $B/tests/t_%.o $B/kit.a $B/libunicon.a
 	$(LINK)
+$B/t_cli: $(CMD)
 $B/demo/%: $B/tests/demo/%.o $B/libunicon.a
 	$(LINK)
 $B/fuzz/%: $B/tests/fuzz/%.o $(if $(filter fuzz,$(VARIANT)),,$B/tests/fuzz/replay.o) $B/libunicon.a

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Store as much of text as fits. A cut may split a character of several bytes: then its beginning goes too, so that
- * what is stored stays valid UTF-8. */
+ * what is stored stays valid UTF-8. Names out of files may hold control characters, which a terminal would obey. */
 static void keep(struct err *e, int code, const char *text)
 {
     size_t n = strlen(text), at;
@@ -19,7 +19,8 @@ static void keep(struct err *e, int code, const char *text)
             n = at;
     }
     e->code = code;
-    memcpy(e->text, text, n);
+    for (size_t i = 0; i < n; i++)
+        e->text[i] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
     e->text[n] = '\0';
 }
 

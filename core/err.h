@@ -27,7 +27,8 @@ struct err {
     char text[512];
 };
 
-/* Set code and sentence; returns code. e may be NULL. A message that is too long is cut. */
+/* Set code and sentence; returns code. e may be NULL. A message that is too long is cut, control
+ * characters become '?'. */
 int err_set(struct err *e, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* Put "<fmt>: " before the sentence; returns e->code. */

@@ -23,7 +23,7 @@ enum stored_type {
     N_STORED
 };
 
-enum { WEIGHTS_MAX_DIM = 8 };
+enum { WEIGHTS_MAX_DIM = 8, WEIGHTS_MAX_NAME = 1000 };       /* bytes, without the 0 at the end */
 
 struct weights_entry {
     const char *name;
@@ -48,6 +48,11 @@ size_t stored_bytes(enum stored_type t);                /* of one element */
 const char *stored_name(enum stored_type t);            /* "F32", "BF16", .. */
 int64_t weights_count(const struct weights_entry *w);   /* product of dim */
 
+/* What a table's filler asks once for every entry: the name is 1 to WEIGHTS_MAX_NAME bytes of printable UTF-8, sizes
+ * and strides are not negative, counts fit, and every element lies in the `bytes` bytes from data on. E_FORMAT if
+ * not. */
+int weights_check(const struct weights_entry *w, size_t bytes, struct err *e);
+
 /* Sort by name; E_FORMAT if two have the same. */
 int weights_sort(struct weights *w, struct err *e);
 struct weights_entry *weights_get(const struct weights *w, const char *name);
@@ -58,6 +63,7 @@ int weights_read(const struct weights_entry *w, void *dst, enum dtype type, stru
 /* Rows [first, first + n) of the first dimension. */
 int weights_read_rows(const struct weights_entry *w, int64_t first, int64_t n, void *dst, enum dtype type,
                       struct err *e);
+bool weights_is_dense(const struct weights_entry *w);   /* row-major without gaps */
 void weights_drop(const struct weights *w, const struct weights_entry *entry);
 
 /* "F16 (320,4,3,3)" into buf; returns buf. */

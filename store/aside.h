@@ -15,13 +15,17 @@
 struct aside {
     FILE *file;
     char *path, *temporary;     /* owned */
+    int error;                  /* errno of the first aside_put that failed, for the message */
 };
 
 /* Directories on the way must exist. A process that is killed may leave a file ".NAME.XXXXXX", never a part of NAME. */
 int aside_open(struct aside *a, const char *path, struct err *e);
 
+/* fwrite that remembers why it failed (a full disk); aside_commit then says so. */
+void aside_put(struct aside *a, const void *bytes, size_t size);
+
 /* Flush, fsync, rename, fsync of the directory. On failure the temporary file is gone and what was at path is
- * untouched. */
+ * untouched; only if the flush of the directory fails is the new file in place, and the message says so. */
 int aside_commit(struct aside *a, struct err *e);
 void aside_abandon(struct aside *a);            /* also of a zeroed or committed one */
 

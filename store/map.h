@@ -8,6 +8,7 @@
 #ifndef UNICON_STORE_MAP_H
 #define UNICON_STORE_MAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include "core/err.h"
 
@@ -18,6 +19,8 @@ struct map {
 
 /* E_IO in the system's words ("No such file or directory"), also for directories. The message names the path. */
 int map_open(struct map *out, const char *path, struct err *e);
+/* Bytes here and there are wanted next, not what follows them: nothing is read ahead until this is taken back. */
+void map_scattered(const struct map *m, bool scattered);
 void map_drop(const struct map *m, const void *data, size_t bytes);
 void map_close(struct map *m);
 

@@ -1,0 +1,48 @@
+#include "store/strict_json.h"
+
+#include <stdbool.h>
+
+/* What the text could grow to, seen from its punctuation alone, before anything is built from it. */
+static int check_extent(const char *text, size_t n, int max_depth, size_t max_values, struct err *e)
+{
+    size_t values = 1;
+    int depth = 0;
+    bool quoted = false;
+
+    for (size_t i = 0; i < n; i++) {
+        const char c = text[i];
+        if (quoted) {
+            i += c == '\\';
+            quoted = c != '"';
+            continue;
+        }
+        quoted = c == '"';
+        values += c == ',' || c == ':' || c == '[' || c == '{';
+        depth += c == '[' || c == '{';
+        if (depth > max_depth)
+            return err_set(e, E_FORMAT, "JSON is nested deeper than %d at byte %zu", max_depth, i);
+        if (values > max_values)
+            return err_set(e, E_FORMAT, "JSON has more than %zu values", max_values);
+        depth -= c == ']' || c == '}';
+    }
+    return OK;
+}
+
+int strict_json(json_t **out, const char *text, size_t n, int max_depth, size_t max_values, struct err *e)
+{
+    json_error_t why;
+    json_t *top;
+
+    if (check_extent(text, n, max_depth, max_values, e))
+        return E_FORMAT;
+    top = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
+    if (!top)
+        return err_set(e, json_error_code(&why) == json_error_out_of_memory ? E_NOMEM : E_FORMAT,
+                       "JSON, line %d, column %d: %s", why.line, why.column, why.text);
+    if (!json_is_object(top)) {
+        json_decref(top);
+        return err_set(e, E_FORMAT, "JSON: an object is expected at the top");
+    }
+    *out = top;
+    return OK;
+}
