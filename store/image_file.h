@@ -1,6 +1,5 @@
-/* store/image_file.h: PNG, JPEG and TIFF to pixels and back. First bytes decide what a file is, the name's ending
- * what is
- * written. Every picture that is written carries the spec it was made from.
+/* store/image_file.h: PNG, JPEG and TIFF to pixels and back. First bytes decide what a file is, the name's ending what
+ * is written. Every picture that is written carries the spec it was made from.
  *
  *     struct image m = { 0 };
  *     if (image_load(&m, "fox.jpg", true, e)) ...                      turned as its EXIF says
@@ -18,9 +17,9 @@
 int image_load(struct image *out, const char *path, bool turn, struct err *e);
 int image_load_bytes(struct image *out, const unsigned char *bytes, size_t size, bool turn, struct err *e);
 
-/* .png: U8 or U16. .jpg, .jpeg: U8 of 1 or 3 channels, `quality` 1..100 (0: 95, no chroma subsampling). .tif, .tiff:
- * all
- * three types, deflate. spec (JSON text, any size) may be NULL. E_ARG for an ending or type that does not fit. */
+/* .png: U8 or U16. .jpg, .jpeg: U8 of 1 or 3 channels, `quality` 1..100 (0: 95), no chroma subsampling. .tif, .tiff:
+ * all three types, deflate. spec (JSON text, up to 64 MiB) may be NULL. E_ARG for an ending or type that does not fit.
+ * The same pixels and spec give the same bytes. */
 int image_save(const char *path, const struct image *m, const char *spec, int quality, struct err *e);
 
 /* E_ARG unless `path` ends in something that image_save can write for this pixel type. */

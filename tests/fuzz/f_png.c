@@ -1,0 +1,7 @@
+/* tests/fuzz/f_png.c: any bytes as a PNG file: pixels, orientation and spec, or one sentence. */
+#include "tests/fuzz/image_target.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    return image_target(&image_png, data, size);
+}
