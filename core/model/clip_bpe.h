@@ -20,11 +20,12 @@ struct clip_bpe_word {          /* one line of vocab.json */
     int32_t id;
 };
 
+enum { CLIP_BPE_MAX_ID = (1 << 24) - 1, CLIP_BPE_MAX_TEXT = 1 << 20 };
+
 /* From the bytes of merges.txt (a first line "#version.." is skipped, of the rest at most 48,894 are used) and the
- * words
- * of vocab.json; without those (NULL, 0) ids follow from the merges: 256 bytes, 256 byte + "</w>", one per merge,
+ * words of vocab.json; without those (NULL, 0) ids follow from the merges: 256 bytes, 256 byte + "</w>", one per merge,
  * <|startoftext|>, <|endoftext|>. Everything is copied. E_FORMAT for a merge without two words, a word that is
- * missing or comes twice, an id below 0, or no start and end word. */
+ * missing or comes twice, an id below 0 or above CLIP_BPE_MAX_ID, or no start and end word. */
 int clip_bpe_new(struct clip_bpe **out, const char *merges, size_t merges_bytes, const struct clip_bpe_word *word,
                  int n_word, struct err *e);
 void clip_bpe_free(struct clip_bpe *b);
@@ -34,12 +35,16 @@ int32_t clip_bpe_end(const struct clip_bpe *b);
 int32_t clip_bpe_id(const struct clip_bpe *b, const char *word);        /* -1: there is none */
 int clip_bpe_n_id(const struct clip_bpe *b);                            /* largest id + 1 */
 
+/* From now on `word` is one id wherever a text has it, cut out before anything else is looked at, as the start and end
+ * words always are. Which is what transformers does with the pad token: with SD2's "!" as padding, "no!!" ends in two
+ * ids of "!" and none of "!!</w>". One such word at most; E_FORMAT if it has no id. */
+int clip_bpe_set_special(struct clip_bpe *b, const char *word, struct err *e);
+
 /* The ids of all of `text` (UTF-8; what is not becomes U+FFFD and is dropped), malloc'ed into *id, without start, end
- * or
- * padding. */
+ * or padding. E_ARG beyond CLIP_BPE_MAX_TEXT bytes. */
 int clip_bpe_ids(const struct clip_bpe *b, const char *text, int32_t **id, int *n, struct err *e);
 
-/* start, at most n - 2 ids, end, then `pad` up to n. *left_out is how many ids had no room. */
+/* start, at most n - 2 ids, end, then `pad` up to n >= 2. *left_out is how many ids had no room; may be NULL. */
 int clip_bpe_encode(const struct clip_bpe *b, const char *text, int32_t *id, int n, int32_t pad, int *left_out,
                     struct err *e);
 
