@@ -40,7 +40,10 @@ struct sampler {
 int sampler_kind_of(const char *name);
 const char *sampler_name(enum sampler_kind k);
 
-/* N from 1 to n_train; E_ARG says why a plan is impossible. */
+/* N from 1 to n_train, at most 1000; E_ARG says why a plan is impossible: it would begin at a time that the model does
+ * not know, or DPM++ would take two steps at one time. With trailing spacing and some N (61, 103, ..) the reference
+ * makes one step too many by a rounding error; here N is N. A walk may begin at any step: its first step is then taken
+ * without history, and PNDM's second call repeats its first. */
 int sampler_init(struct sampler *s, enum sampler_kind k, const struct schedule *schedule, int N, double eta,
                  struct err *e);
 
@@ -60,7 +63,7 @@ bool sampler_draws(const struct sampler *s, int i);
 struct sampler_state {
     int n_seen;                 /* steps taken */
     int last;                   /* step index taken last, -1 before */
-    struct tensor *history[SAMPLER_HISTORY];    /* earlier outputs or x0s, latest first; made when first needed */
+    struct tensor *history[SAMPLER_HISTORY];    /* PNDM: earlier outputs, DPM++: x0s, latest first; else room for x0 */
     struct tensor *kept;        /* PNDM: x before its first step */
     double history_lambda;      /* DPM++: log SNR level of history[0] */
 };
@@ -71,8 +74,9 @@ int sampler_state_init(struct sampler_state *st, const struct sampler *s, struct
 void sampler_state_restart(struct sampler_state *st);   /* forgets, keeps the memory */
 
 /* One step at index i, x in place. m: the model's output at x, like x, f32; it may be overwritten. noise: N(0,1) like
- * x,
- * or NULL where sampler_draws is false. On the null device nothing is computed. */
+ * x, or NULL where sampler_draws is false or its coefficient is 0 (Euler). An input takes each step once, in order; it
+ * may leave some out. On failure the state is as before, but x is lost if a kernel failed. On the null device nothing
+ * is computed. */
 int sampler_step(struct device *dev, const struct sampler *s, struct sampler_state *st, int i, struct tensor *x,
                  struct tensor *m, const struct tensor *noise, struct err *e);
 

@@ -39,6 +39,8 @@ struct schedule_config schedule_config_sd15(void);
 /* E_ARG for counts or betas that make no schedule. */
 int schedule_init(struct schedule *s, const struct schedule_config *c, struct err *e);
 
-double schedule_sigma(const struct schedule *s, int t);         /* sqrt((1 - alpha_bar)/alpha_bar) */
+/* sqrt((1 - alpha_bar)/alpha_bar), rounded to f32 as there. Where alpha_bar is 0 (zero terminal SNR) 2^-24 stands for
+ * it. */
+double schedule_sigma(const struct schedule *s, int t);
 
 #endif
