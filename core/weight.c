@@ -24,14 +24,37 @@ int weight_init(struct weight *w, const char *name, struct tensor *raw, struct t
     return OK;
 }
 
+int weight_init_fetched(struct weight *w, struct err *e)
+{
+    if (!w->fetch || !w->stage || w->Co < 0 || w->Ci < 0 || w->KH < 1 || w->KW < 1)
+        return err_set(e, E_BUG, "weights '%s' (%" PRId64 ",%d,%d,%" PRId64 ") cannot be fetched", w->name, w->Co,
+                       w->KH, w->KW, w->Ci);
+    if (w->bias && (w->bias->type != F32 || tensor_count(w->bias) != w->Co))
+        return err_set(e, E_ARG, "weights '%s': want a bias of f32 (%" PRId64 ")", w->name, w->Co);
+    return OK;
+}
+
+/* The values to pack: the raw ones, or fetched into the stage, which the caller releases. */
+static const void *values(struct weight *w, struct device *d, struct err *e)
+{
+    void *p;
+
+    if (w->raw)
+        return w->raw->data;
+    p = arena_push(w->stage, (size_t)(w->Co * w->KH * w->KW * w->Ci) * dtype_bytes(w->pack_type), e);
+    return !p || (d->kern->computes && w->fetch(w, p, e)) ? NULL : p;
+}
+
 /* Make *slot hold the pack that p describes. */
 static int pack_now(struct weight *w, struct device *d, const struct kpack *p, void **slot, bool *stale, struct err *e)
 {
+    const size_t mark = w->stage ? arena_mark(w->stage) : 0;
+    const void *raw;
     int rc;
 
     if (*slot && !*stale)
         return OK;
-    if (!w->raw)
+    if (!w->raw && !w->fetch)
         return err_set(e, E_BUG, "weights '%s' were dropped before they were packed", w->name);
     if (!*slot) {
         *slot = arena_push(w->arena, d->kern->pack_bytes(p), e);
@@ -39,7 +62,12 @@ static int pack_now(struct weight *w, struct device *d, const struct kpack *p, v
             return err_in(e, "packing weights '%s'", w->name);
         *stale = true;
     }
-    rc = d->kern->pack(&d->ctx, *slot, p, w->raw->data);
+    raw = values(w, d, e);
+    if (!raw)
+        return err_in(e, "packing weights '%s'", w->name);
+    rc = d->kern->pack(&d->ctx, *slot, p, raw);
+    if (w->stage)
+        arena_release(w->stage, mark);
     if (rc)
         return err_set(e, rc == K_LAUNCH ? E_DEVICE : E_BUG,
                        "weights '%s' (%" PRId64 ",%d,%d,%" PRId64 ") cannot be packed as kind %d", w->name, w->Co,

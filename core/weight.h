@@ -1,5 +1,6 @@
 /* core/weight.h: the parameters of a linear or convolution layer: raw (as read or as trained), and packed for
- * the device's products, once per direction, on first need.
+ * the device's products, once per direction, on first need. Values that nobody changes need not be kept: then a
+ * `fetch` brings them each time something is packed.
  *
  *     struct weight w;
  *     weight_init(&w, "conv_in", raw, 3, 3, model_arena);       raw (Co,3,3,Ci), any storage type
@@ -11,9 +12,14 @@
 #include "core/device.h"
 #include "core/tensor.h"
 
+struct weight;
+
+/* Write (Co,KH,KW,Ci) of w->pack_type into dst, host memory. Not called on the null device. */
+typedef int weight_fetch_fn(const struct weight *w, void *dst, struct err *e);
+
 struct weight {
     const char *name;    /* for messages */
-    struct tensor *raw;  /* (Co,KH,KW,Ci) as 4-d, or (Co,Ci); NULL once dropped */
+    struct tensor *raw;  /* (Co,KH,KW,Ci) as 4-d, or (Co,Ci); NULL once dropped, or where they are fetched */
     struct tensor *bias; /* (Co) f32, or NULL */
     int64_t Co, Ci;
     int KH, KW;
@@ -25,10 +31,15 @@ struct weight {
     int64_t split_at;                  /* channels in the first range; 0: never split */
     void *glu_pack;                    /* K_PACK_FWD with glu */
     bool split_stale[2], split_dx_stale[2], glu_stale;
+    weight_fetch_fn *fetch; /* where raw is NULL */
+    const void *origin;     /* the fetcher's own */
+    struct arena *stage;    /* where fetched values lie while they are packed */
 };
 
 int weight_init(struct weight *w, const char *name, struct tensor *raw, struct tensor *bias, struct arena *arena,
                 struct err *e);
+/* The same without raw values: sizes, bias, arena and pack_type are set in w; fetch, origin and stage too. */
+int weight_init_fetched(struct weight *w, struct err *e);
 const void *weight_pack(struct weight *w, struct device *d, enum kpack_kind kind, struct err *e);
 const void *weight_pack_glu(struct weight *w, struct device *d, struct err *e);
 /* Packs for input channels [0,at) and [at,Ci), K_PACK_FWD or K_PACK_DX; out[2]. A weight is always split alike. */

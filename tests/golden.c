@@ -160,7 +160,7 @@ static int read_tensor(struct reader *r, const char *name)
 }
 
 /* The formula is in tests/reference/golden.py. */
-static void draw(float *v, int64_t n, const char *name, uint64_t seed, double scale)
+void golden_draw(float *v, int64_t n, const char *name, uint64_t seed, double scale)
 {
     uint64_t s = 0xCBF29CE484222325u, z;
 
@@ -198,7 +198,7 @@ static int read_drawn(struct reader *r, const char *name, const char *text)
     t->f = malloc(sizeof *t->f * (size_t)t->n);
     if (!t->f)
         return refuse(r, "out of memory");
-    draw(t->f, t->n, name, r->g->seed, scale);
+    golden_draw(t->f, t->n, name, r->g->seed, scale);
     return 0;
 }
 

@@ -31,6 +31,10 @@ struct golden *golden_open(const char *path);
 void golden_close(struct golden *g);
 const struct golden_tensor *golden_get(const struct golden *g, const char *name);
 
+/* n numbers from a name, as golden.py draws them: standard deviation 1.15 scale. */
+enum { GOLDEN_SEED = 20240229 };
+void golden_draw(float *v, int64_t n, const char *name, uint64_t seed, double scale);
+
 /* Parse `size` bytes; NULL with the reason in why[], for tests of this reader. */
 struct golden *golden_parse(const unsigned char *bytes, size_t size, char *why, size_t why_size);
 

@@ -40,6 +40,11 @@ struct unet;
 int unet_new(struct unet **out, const struct unet_config *c, struct layers *l, struct err *e);
 const struct unet_config *unet_config(const struct unet *u);
 
+/* The weights of an attention projection by its name,
+ * "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"; NULL
+ * for any other name. */
+struct weight *unet_attention_weight(struct unet *u, const char *name);
+
 /* Keys and values of text cross-attention, one pair per transformer block in the order of unet_forward. */
 struct unet_text {
     int n;

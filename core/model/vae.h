@@ -34,11 +34,13 @@ const struct vae_config *vae_config(const struct vae *v);
 int64_t vae_factor(const struct vae_config *c);             /* pixels per latent: 2^(n_stage - 1) */
 
 /* image (B,H,W,3) of the VAE's type in [-1,1], sides multiples of vae_factor -> moments (B,h,w,2L) f32: mean, then log
- * variance clamped to [-30,20]. */
+ * variance as the encoder gives it. */
 struct tensor *vae_encode(struct tape *t, struct vae *v, struct tensor *image, struct err *e);
 
-/* moments -> latents (B,h,w,L) f32 times scaling_factor: mean + exp(logvar/2) noise; noise NULL: the mode. */
-struct tensor *vae_latents(struct tape *t, struct vae *v, struct tensor *moments, struct tensor *noise, struct err *e);
+/* moments -> latents (B,h,w,L) f32 times scaling_factor: mean + exp(logvar/2) noise with logvar
+ * clamped to [-30,20]; noise NULL: the mode. */
+struct tensor *vae_latents(struct tape *t, const struct vae_config *c, struct tensor *moments, struct tensor *noise,
+                           struct err *e);
 
 /* z (B,h,w,L) f32, scaled -> image (B,H,W,3) f32, not clamped. */
 struct tensor *vae_decode(struct tape *t, struct vae *v, struct tensor *z, struct err *e);

@@ -86,6 +86,44 @@ struct tensor *op_group_norm(struct tape *t, struct tensor *x, struct tensor *ga
     return op_note(t, wanted(t, &s), group_norm_back, &s, sizeof s, s.y, e);
 }
 
+int op_group_stats(struct tape *t, struct op_group_stats *out, struct tensor *x, int64_t G, float eps, struct err *e)
+{
+    const int64_t B = x->n_dim ? x->dim[0] : 0, C = op_width(x), stats[] = { B, G };
+    char text[OP_TEXT];
+
+    if (x->n_dim < 2 || G < 1 || C % G || op_wants(t, x))
+        return err_set(e, op_wants(t, x) ? E_BUG : E_ARG,
+                       "group_norm '%s': x %s cannot be cut into %" PRId64 " groups%s", op_name(x),
+                       tensor_text(x, text, sizeof text), G, op_wants(t, x) ? " in bands" : "");
+    out->mean = tape_new(t, F32, 2, stats, e);
+    out->rstd = out->mean ? tape_new(t, F32, 2, stats, e) : NULL;
+    if (!out->rstd)
+        return op_code(e);
+    return op_run(e, op_name(x),
+                  op_kern(t)->group_norm(op_ctx(t), NULL, 0, out->mean->data, out->rstd->data, x->data, C, x->type,
+                                         NULL, NULL, B, B ? op_rows_of(x) / B : 0, C, G, eps, false));
+}
+
+struct tensor *op_group_norm_rows(struct tape *t, struct tensor *x, const struct op_group_stats *s, int64_t b,
+                                  struct tensor *gamma, struct tensor *beta, bool silu, struct err *e)
+{
+    const int64_t C = op_width(x), G = s->mean->dim[1];
+    struct tensor *y;
+
+    if (x->n_dim < 2 || x->dim[0] != 1 || C % G || b < 0 || b >= s->mean->dim[0])
+        return op_fail(e, E_BUG, "group_norm '%s': image %" PRId64 " has no statistics", op_name(gamma), b);
+    if (op_check_param("group_norm", gamma, C, e) || op_check_param("group_norm", beta, C, e))
+        return NULL;
+    y = tape_out(t, x->type, x->n_dim, x->dim, e);
+    if (!y
+        || op_run(e, op_name(gamma),
+                  op_kern(t)->group_norm_apply(op_ctx(t), y->data, C, (float *)s->mean->data + b * G,
+                                               (float *)s->rstd->data + b * G, x->data, C, x->type, gamma->data,
+                                               beta->data, 1, op_rows_of(x), C, G, silu)))
+        return NULL;
+    return y;
+}
+
 static int layer_norm_back(struct tape *t, void *saved, struct err *e)
 {
     const struct norm *s = saved;

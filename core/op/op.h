@@ -53,6 +53,14 @@ struct tensor *op_attention(struct tape *t, struct tensor *q, struct tensor *k, 
  * (C) f32. */
 struct tensor *op_group_norm(struct tape *t, struct tensor *x, struct tensor *gamma, struct tensor *beta, int64_t G,
                              float eps, bool silu, struct err *e);
+/* The same in two halves, for images that are worked on in bands of rows; nothing of it is recorded. Statistics (B,G)
+ * f32 of all of x; then any rows of an image, x (1,..,C), normalised with those of image b. */
+struct op_group_stats {
+    struct tensor *mean, *rstd;
+};
+int op_group_stats(struct tape *t, struct op_group_stats *out, struct tensor *x, int64_t G, float eps, struct err *e);
+struct tensor *op_group_norm_rows(struct tape *t, struct tensor *x, const struct op_group_stats *s, int64_t b,
+                                  struct tensor *gamma, struct tensor *beta, bool silu, struct err *e);
 struct tensor *op_layer_norm(struct tape *t, struct tensor *x, struct tensor *gamma, struct tensor *beta, float eps,
                              struct err *e);
 

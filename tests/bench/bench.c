@@ -476,17 +476,18 @@ static bool wanted(char **names, int n, const char *what)
 int main(int argc, char **argv)
 {
     struct machine m = { .k.n_threads = omp_get_max_threads() };
-    const char *isa = NULL;
+    const char *isa = NULL, *models = NULL;
     int opt;
 
     if (!getenv("OMP_WAIT_POLICY")) {   /* waiting threads must not count as CPU time; read once, at start */
         setenv("OMP_WAIT_POLICY", "passive", 1);
         execv("/proc/self/exe", argv);
     }
-    while ((opt = getopt(argc, argv, "t:i:p")) != -1)
+    while ((opt = getopt(argc, argv, "t:i:m:p")) != -1)
         switch (opt) {
         case 't': m.k.n_threads = (int)strtol(optarg, NULL, 10); break;
         case 'i': isa = optarg; break;
+        case 'm': models = optarg; break;
         case 'p': m.peers = true; break;
         default: return 2;
         }
@@ -504,6 +505,8 @@ int main(int argc, char **argv)
     printf("instruction set %s, %d threads; all rates per CPU second\n", m.kern->name, m.k.n_threads);
     printf("peak f32 %.1f GFLOP/s, bf16 %.1f GFLOP/s, copy of 64 MiB %.1f GB/s, of 512 KiB %.1f GB/s\n", m.f32, m.bf16,
            peak_copy(m.k.n_threads, (size_t)64 << 20), peak_copy(m.k.n_threads, (size_t)512 << 10));
+    if (models)
+        return bench_models(models, isa, m.k.n_threads, m.f32, m.bf16, argv[optind]);
     if (m.peers)
         printf("peers: %s; %s\n", peer_blas_name() ? peer_blas_name() : "no OpenBLAS (libopenblas-dev)",
                peer_dnn_name() ? peer_dnn_name() : "no oneDNN (libdnnl-dev)");

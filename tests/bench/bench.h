@@ -28,4 +28,8 @@ const char *peer_dnn_name(void);
 double peer_dnn_conv(int n_threads, enum dtype type, int64_t B, const struct kgeom *g, bool dx);
 double peer_dnn_matmul(int n_threads, enum dtype type, int64_t M, int64_t N, int64_t K);
 
+/* Each model of the base model at `directory`: time, share of the peaks given, and how far its results are from those
+ * of tests/reference/full.py. only: part of a pass's name, or NULL. */
+int bench_models(const char *directory, const char *isa, int n_threads, double f32, double bf16, const char *only);
+
 #endif

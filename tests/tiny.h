@@ -1,0 +1,27 @@
+/* tests/tiny.h: two tiny base models, sd1 and sd2, whose weights are drawn from their names (tests/reference/tiny.py
+ * has
+ * the configurations, tests/reference/tiny.txt the names and sizes).
+ *
+ *     struct tiny *m = tiny_open("sd1", "unet");          a table of weights in memory, file order (OIHW)
+ *     unet_new(&u, &config, &layers_over(m->table), &e);
+ *     tiny_close(m);                                                                                      */
+#ifndef UNICON_TESTS_TINY_H
+#define UNICON_TESTS_TINY_H
+
+#include "core/model/clip_text.h"
+#include "core/model/unet.h"
+#include "core/model/vae.h"
+
+struct tiny {
+    struct weights table;
+    float **values;
+};
+
+struct tiny *tiny_open(const char *model, const char *part);    /* says why and exits if not */
+void tiny_close(struct tiny *m);
+
+struct unet_config tiny_unet_config(const char *model);
+struct vae_config tiny_vae_config(const char *model);
+struct clip_text_config tiny_text_config(const char *model);
+
+#endif
