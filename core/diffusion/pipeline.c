@@ -1,0 +1,280 @@
+/* core/diffusion/pipeline.c: the stages of a run, in their order; pipeline_denoise.c has the loop in the middle. */
+#include "core/diffusion/pipeline.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "core/diffusion/pipeline_run.h"
+
+const char *pipeline_stage_name(enum pipeline_stage s)
+{
+    static const char *const name[N_STAGE] = { "text encoder", "VAE encoder", "UNet", "VAE decoder" };
+
+    return name[s];
+}
+
+int pipeline_start(double A, int N) { return A > 0 ? (int)((1 - A) * (N - 1)) : N; }
+
+/* ---- stages and what they cost ---- */
+
+static size_t stage_bytes(const struct stage *s)
+{
+    return arena_high(&s->mem.meta) + arena_high(&s->mem.model) + arena_high(&s->mem.stage) + arena_high(&s->tape.meta)
+        + tape_peak_bytes(&s->tape);
+}
+
+/* What has been counted since the last time belongs to `kind`; all that is in use now may be its peak. */
+static void account(struct run *r, enum pipeline_stage kind)
+{
+    size_t bytes = arena_high(&r->keep) + arena_high(&r->keep_meta) + r->dev->threads.high;
+
+    for (int i = 0; i < N_STAGE; i++)
+        if (r->stage[i].open)
+            bytes += stage_bytes(&r->stage[i]);
+    r->cost.stage[kind].used = true;
+    r->cost.stage[kind].flops += r->dev->count.flops - r->counted.flops;
+    r->cost.stage[kind].calls += r->dev->count.calls - r->counted.calls;
+    r->counted = r->dev->count;
+    if (bytes > r->cost.stage[kind].bytes)
+        r->cost.stage[kind].bytes = bytes;
+    if (bytes > r->cost.peak_bytes)
+        r->cost.peak_bytes = bytes;
+}
+
+static int stage_open(struct run *r, enum pipeline_stage kind, enum dtype type, const struct weights *weights,
+                      enum lora_part part, bool with_lora, struct err *e)
+{
+    const struct tape_caps caps = { (size_t)1 << 28, (size_t)1 << 38, (size_t)1 << 20, (size_t)1 << 36 };
+    struct stage *s = &r->stage[kind];
+    int rc;
+
+    memset(s, 0, sizeof *s);
+    rc = model_memory_init(&s->mem, r->dev, 0, e);
+    rc = rc ? rc : tape_memory_init(&s->tape, r->dev, &caps, e);
+    s->open = true;
+    if (rc)
+        return rc;
+    tape_init(&s->t, r->dev, &s->tape);
+    layers_init(&s->l, r->dev, type, &s->mem, weights);
+    s->l.lora = with_lora ? r->base->lora : NULL;
+    s->l.part = part;
+    return OK;
+}
+
+static void stage_close(struct run *r, enum pipeline_stage kind)
+{
+    struct stage *s = &r->stage[kind];
+
+    if (!s->open)
+        return;
+    account(r, kind);
+    tape_memory_free(&s->tape);
+    model_memory_free(&s->mem);
+    s->open = false;
+}
+
+/* A copy that outlives its stage. */
+static struct tensor *keep(struct run *r, const struct tensor *x, struct err *e)
+{
+    struct tensor *y = tensor_new(&r->keep_meta, &r->keep, x->type, x->n_dim, x->dim, e);
+    const int64_t n = tensor_count(x);
+
+    if (!y || op_run(e, "keep", r->dev->kern->copy_rows(&r->dev->ctx, y->data, n, x->data, n, x->type, 1, n, false)))
+        return NULL;
+    return y;
+}
+
+static int tick(struct run *r, const char *what, int64_t done, int64_t total, struct err *e)
+{
+    return progress_tick(&r->sink->progress, what, done, total) ? err_set(e, E_CANCEL, "stopped while %s", what) : OK;
+}
+
+/* ---- text: (2,77,D), the negative prompt's first, or (1,77,D) ---- */
+
+static int encode_text(struct run *r, struct err *e)
+{
+    const struct pipeline_request *q = r->q;
+    int32_t id[2 * PIPELINE_TOKENS];
+    struct stage *s = &r->stage[STAGE_TEXT];
+    struct clip_text *m;
+    struct tensor *y;
+    int rc = tick(r, "reading the prompt", 0, 1, e);
+
+    memcpy(id, r->guided ? q->negative : q->prompt, sizeof *id * PIPELINE_TOKENS);
+    memcpy(id + PIPELINE_TOKENS, q->prompt, sizeof *id * PIPELINE_TOKENS);
+    rc = rc ? rc : stage_open(r, STAGE_TEXT, F32, r->base->text_weights, LORA_TEXT, true, e);
+    rc = rc ? rc : clip_text_new(&m, r->base->text, &s->l, e);
+    if (rc)
+        return rc;
+    y = clip_text_forward(&s->t, m, id, r->guided ? 2 : 1, q->clip_skip, e);
+    r->words = y ? keep(r, y, e) : NULL;
+    stage_close(r, STAGE_TEXT);
+    return r->words ? OK : e->code;
+}
+
+/* ---- the picture: moments (1,h,w,2L) ---- */
+
+static int encode_picture(struct run *r, struct err *e)
+{
+    const struct pipeline_request *q = r->q;
+    const int64_t size[] = { 1, q->height, q->width, 3 };
+    struct stage *s = &r->stage[STAGE_ENCODE];
+    struct vae *v;
+    struct tensor *x, *y;
+    int rc = tick(r, "encoding the picture", 0, 1, e);
+
+    rc = rc ? rc : stage_open(r, STAGE_ENCODE, r->type, r->base->vae_weights, LORA_UNET, false, e);
+    rc = rc ? rc : vae_new(&v, r->base->vae, VAE_ENCODER, &s->l, e);
+    x = rc ? NULL : tape_new(&s->t, F32, 4, size, e);
+    if (!x)
+        return rc ? rc : e->code;
+    if (r->dev->kern->computes)
+        memcpy(x->data, q->x, tensor_bytes(x));
+    y = (x = op_cast(&s->t, x, r->type, e)) ? vae_encode(&s->t, v, x, e) : NULL;
+    r->moments = y ? keep(r, y, e) : NULL;
+    stage_close(r, STAGE_ENCODE);
+    return r->moments ? OK : e->code;
+}
+
+/* ---- latents to pixels ---- */
+
+static int open_decoder(struct run *r, struct err *e)
+{
+    struct stage *s = &r->stage[STAGE_DECODE];
+    const int rc = stage_open(r, STAGE_DECODE, r->type, r->base->vae_weights, LORA_UNET, false, e);
+
+    return rc ? rc : vae_new(&r->decoder, r->base->vae, VAE_DECODER, &s->l, e);
+}
+
+static int decode(struct run *r, struct tensor *latents, int64_t first, struct err *e)
+{
+    struct stage *s = &r->stage[STAGE_DECODE];
+    int rc = OK;
+
+    for (int64_t b = 0; b < latents->dim[0] && !rc; b++) {
+        const struct tape_mark m = tape_mark(&s->t);
+        struct tensor *z, *y;
+
+        rc = tick(r, "decoding", first + b, r->q->count, e);
+        if (rc)
+            break;
+        if (!(z = op_rows(&s->t, latents, b, 1, e)) || !(y = vae_decode(&s->t, r->decoder, z, e)))
+            return e->code;
+        if (r->dev->kern->computes)
+            rc = r->sink->image(r->sink->ctx, first + b, y->data, z->data, e);
+        tape_release(&s->t, m);
+        account(r, STAGE_DECODE);
+    }
+    return rc;
+}
+
+/* ---- batches ---- */
+
+static int open_unet(struct run *r, struct err *e)
+{
+    const int rc = stage_open(r, STAGE_DENOISE, r->type, r->base->unet_weights, LORA_UNET, true, e);
+
+    return rc ? rc : unet_new(&r->unet, r->base->unet, &r->stage[STAGE_DENOISE].l, e);
+}
+
+/* Images [first, first + n) from noise to the sink; `only`: they are all there are. */
+static int one_batch(struct run *r, int64_t first, int64_t n, bool only, struct err *e)
+{
+    const size_t kept = arena_mark(&r->keep), kept_meta = arena_mark(&r->keep_meta);
+    struct tensor *z = pipeline_denoise(r, first, n, e);
+    int rc = z ? OK : e->code;
+
+    if (rc)
+        return rc;
+    account(r, STAGE_DENOISE);
+    if (only)
+        stage_close(r, STAGE_DENOISE);
+    if (!r->stage[STAGE_DECODE].open)
+        rc = open_decoder(r, e);
+    rc = rc ? rc : decode(r, z, first, e);
+    arena_release(&r->keep, kept);
+    arena_release(&r->keep_meta, kept_meta);
+    return rc;
+}
+
+/* What the first full batch cost, the others that are as large cost too. */
+static void count_again(struct run *r, const struct pipeline_cost *before, int64_t times)
+{
+    for (int i = STAGE_DENOISE; i <= STAGE_DECODE; i++) {
+        r->cost.stage[i].flops += times * (r->cost.stage[i].flops - before->stage[i].flops);
+        r->cost.stage[i].calls += times * (r->cost.stage[i].calls - before->stage[i].calls);
+    }
+}
+
+/* A dry run does the first batch, counts it for all that are like it, and does what is left over. */
+static int all_batches(struct run *r, struct err *e)
+{
+    const int64_t count = r->q->count, most = r->q->batch < count ? r->q->batch : count, full = count / most;
+    const bool only = count == most;
+    struct pipeline_cost before;
+    int rc = open_unet(r, e);
+
+    for (int64_t i = 0; i < full && !rc; i++) {
+        before = r->cost;
+        rc = one_batch(r, i * most, most, only, e);
+        if (!rc && !r->dev->kern->computes) {
+            count_again(r, &before, full - 1);
+            break;
+        }
+    }
+    if (!rc && count % most)
+        rc = one_batch(r, full * most, count % most, only, e);
+    return rc;
+}
+
+static int check(const struct pipeline_base *b, const struct pipeline_request *q, struct err *e)
+{
+    const int64_t f = vae_factor(b->vae);
+
+    if (b->unet->in_channels != b->vae->latent_channels || b->unet->out_channels != b->vae->latent_channels)
+        return err_set(e, E_ARG, "the UNet takes %" PRId64 " channels and gives %" PRId64 ", the VAE's latents have %"
+                       PRId64 ": this base is not one for plain text and pictures", b->unet->in_channels,
+                       b->unet->out_channels, b->vae->latent_channels);
+    if (b->text->hidden_size != b->unet->cross_attention_dim)
+        return err_set(e, E_ARG, "the text encoder gives %" PRId64 " numbers a token, the UNet takes %" PRId64
+                       ": they are of different models", b->text->hidden_size, b->unet->cross_attention_dim);
+    if (q->width < f || q->height < f || q->width % f || q->height % f)
+        return err_set(e, E_ARG, "a size of %" PRId64 " x %" PRId64 " cannot be: both have to be multiples of %" PRId64,
+                       q->width, q->height, f);
+    if (q->count < 1 || q->batch < 1 || (q->noise && q->noise_rows != 1 && q->noise_rows != q->count))
+        return err_set(e, E_ARG,
+                       "%" PRId64 " images in batches of %" PRId64 " from %" PRId64 " rows of noise cannot be",
+                       q->count, q->batch, q->noise_rows);
+    if ((q->x_noise < 1 || q->x_mask) && !q->x)
+        return err_set(e, E_ARG, "less noise than 1, or a mask, needs a picture x");
+    return OK;
+}
+
+int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,
+                 const struct pipeline_request *q, const struct pipeline_sink *sink, struct pipeline_cost *cost,
+                 struct err *e)
+{
+    struct run r = { .dev = dev, .type = type, .base = base, .q = q, .sink = sink, .guided = q->cfg > 1,
+                     .h = q->height / vae_factor(base->vae), .w = q->width / vae_factor(base->vae),
+                     .C = base->vae->latent_channels };
+    struct err own = { 0 };
+    int rc;
+
+    e = e ? e : &own;
+    rc = check(base, q, e);
+    r.counted = dev->count;
+    rc = rc ? rc : schedule_init(&r.schedule, base->schedule, e);
+    rc = rc ? rc : sampler_init(&r.sampler, q->sampler, &r.schedule, q->steps, q->eta, e);
+    rc = rc ? rc : arena_init(&r.keep, "kept", dev->place, (size_t)1 << 36, e);
+    rc = rc ? rc : arena_init(&r.keep_meta, "kept meta", ARENA_HOST, (size_t)1 << 26, e);
+    rc = rc ? rc : encode_text(&r, e);
+    rc = rc || !q->x ? rc : encode_picture(&r, e);
+    rc = rc ? rc : all_batches(&r, e);
+    for (int i = 0; i < N_STAGE; i++)
+        stage_close(&r, (enum pipeline_stage)i);
+    arena_free(&r.keep_meta);
+    arena_free(&r.keep);
+    if (cost)
+        *cost = r.cost;
+    return rc;
+}

@@ -1,0 +1,79 @@
+/* core/diffusion/pipeline.h: text and noise to latents to pixels: the page to read for sampling.
+ *
+ *     struct pipeline_request q = { .prompt = "a red fox", .steps = 50, .sampler = SAMPLER_DDIM, .cfg = 7.5, ... };
+ *     if (pipeline_run(&dev, BF16, &base, &q, &sink, &cost, e)) ...       sink.image is called for every image
+ *
+ * It works in stages, and each gives back its memory before the next begins: text encoder, VAE encoder (if there is a
+ * picture), UNet, VAE decoder. Only where there are several batches UNet and decoder stay side by side, so that images
+ * come as they are ready. On the null device the same code tells what a run costs. */
+#ifndef UNICON_CORE_DIFFUSION_PIPELINE_H
+#define UNICON_CORE_DIFFUSION_PIPELINE_H
+
+#include "core/diffusion/noise.h"
+#include "core/diffusion/sampler.h"
+#include "core/model/clip_text.h"
+#include "core/model/unet.h"
+#include "core/model/vae.h"
+#include "core/progress.h"
+
+enum { PIPELINE_TOKENS = 77 };
+
+/* A base model; all borrowed. */
+struct pipeline_base {
+    const struct unet_config *unet;
+    const struct vae_config *vae;
+    const struct clip_text_config *text;
+    const struct schedule_config *schedule;
+    const struct weights *unet_weights, *vae_weights, *text_weights;
+    const struct lora_set *lora;            /* NULL: none */
+};
+
+struct pipeline_request {
+    const int32_t *prompt, *negative;       /* PIPELINE_TOKENS ids each */
+    int clip_skip;
+    int64_t width, height;                  /* pixels, multiples of 8 */
+    enum sampler_kind sampler;
+    int steps;
+    double eta, cfg;                        /* cfg <= 1: the prompt alone, without the negative one */
+    int64_t count, batch;                   /* images in all, and at once */
+    uint64_t seed;                          /* image i has seed + i */
+    enum noise_kind rng;
+    enum dtype rng_type;
+    double x_noise;                         /* 1: from pure noise; 0: x as it is; see pipeline_start */
+    const float *x;                         /* (height,width,3) in [-1,1], or NULL */
+    const float *x_mask;                    /* (height/8,width/8): 1 generated, 0 kept; or NULL */
+    bool x_mode;                            /* the mean of x's latents, not a draw */
+    const float *noise;                     /* (noise_rows,C,h,w), initial noise in place of drawn; or NULL */
+    int64_t noise_rows;                     /* 1: the same for all; else count */
+};
+
+struct pipeline_sink {
+    /* Image `index`, in order: rgb (height,width,3) f32 about [-1,1], latents (h,w,C). On the null device not called.
+     * */
+    int (*image)(void *ctx, int64_t index, const float *rgb, const float *latents, struct err *e);
+    void *ctx;
+    struct progress progress;
+};
+
+enum pipeline_stage { STAGE_TEXT, STAGE_ENCODE, STAGE_DENOISE, STAGE_DECODE, N_STAGE };
+
+struct pipeline_cost {
+    struct {
+        int64_t flops, calls;               /* of the whole run; counted on the null device only */
+        size_t bytes;                       /* all memory in use at the stage's peak */
+        bool used;
+    } stage[N_STAGE];
+    size_t peak_bytes;
+};
+
+const char *pipeline_stage_name(enum pipeline_stage s);
+
+/* The step at which an input of noise A begins: int((1 - A)(N - 1)); N, which is no step, for A = 0. */
+int pipeline_start(double A, int N);
+
+/* type: storage of the UNet and the VAE. E_CANCEL if the progress said so. cost may be NULL. */
+int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,
+                 const struct pipeline_request *q, const struct pipeline_sink *sink, struct pipeline_cost *cost,
+                 struct err *e);
+
+#endif

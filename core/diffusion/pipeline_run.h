@@ -1,0 +1,38 @@
+/* core/diffusion/pipeline_run.h: what pipeline.c and pipeline_denoise.c share: one run while it is under way. */
+#ifndef UNICON_CORE_DIFFUSION_PIPELINE_RUN_H
+#define UNICON_CORE_DIFFUSION_PIPELINE_RUN_H
+
+#include "core/diffusion/pipeline.h"
+
+/* A model with its memory and tape, for as long as it is needed. */
+struct stage {
+    struct model_memory mem;
+    struct tape_memory tape;
+    struct tape t;
+    struct layers l;
+    bool open;
+};
+
+struct run {
+    struct device *dev;
+    enum dtype type;
+    const struct pipeline_base *base;
+    const struct pipeline_request *q;
+    const struct pipeline_sink *sink;
+    bool guided;                    /* classifier-free guidance: two rows per image */
+    int64_t h, w, C;                /* of the latents */
+    struct schedule schedule;
+    struct sampler sampler;
+    struct stage stage[N_STAGE];
+    struct arena keep, keep_meta;   /* what goes from stage to stage */
+    struct tensor *words, *moments;
+    struct unet *unet;
+    struct vae *decoder;
+    struct kcount counted;
+    struct pipeline_cost cost;
+};
+
+/* Images [first, first + n): latents (n,h,w,C) f32, scaled, in r->keep. NULL with e set. */
+struct tensor *pipeline_denoise(struct run *r, int64_t first, int64_t n, struct err *e);
+
+#endif

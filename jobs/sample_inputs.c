@@ -1,0 +1,268 @@
+/* jobs/sample_inputs.c: see sample_inputs.h. */
+#include "jobs/sample_inputs.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "store/image_file.h"
+
+/* ---- model and adapters ---- */
+
+static int open_base(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    static const int prediction[] = { -1, PREDICT_EPSILON, PREDICT_V };
+    const struct base_options o = {
+        .variant = spec_text(spec, "variant"), .tokenizer = spec_text(spec, "tokenizer"),
+        .vae = spec_text(spec, "vae"), .prediction = prediction[spec_choice(spec, "prediction")],
+    };
+    const char *path = spec_text(spec, "base");
+    int rc;
+
+    if (!path)
+        return err_set(e, E_ARG, "no base model: say --base PATH, a diffusers directory or a single-file checkpoint");
+    rc = base_model_open(&in->base, path, &o, e);
+    if (rc)
+        return rc;
+    if (o.prediction >= 0)
+        in->base->schedule.prediction = (enum prediction)o.prediction;
+    in->pipe = (struct pipeline_base){
+        .unet = &in->base->unet, .vae = &in->base->vae, .text = &in->base->text, .schedule = &in->base->schedule,
+        .unet_weights = &in->base->unet_weights, .vae_weights = &in->base->vae_weights,
+        .text_weights = &in->base->text_weights, .lora = &in->lora,
+    };
+    return OK;
+}
+
+/* "PATH:W": a number after the last colon is the weight, unless the whole text is a file's name. */
+static int split_weight(const char *text, char *path, size_t size, double *weight, struct err *e)
+{
+    const char *colon = strrchr(text, ':');
+    char *end;
+    FILE *whole = fopen(text, "re");
+
+    *weight = 1;
+    if (whole) {
+        fclose(whole);
+        colon = NULL;
+    }
+    if (colon && colon[1]) {
+        *weight = strtod(colon + 1, &end);
+        if (*end || !isfinite(*weight))
+            return err_set(e, E_ARG, "--lora '%s': '%s' is not a weight; want PATH or PATH:NUMBER", text, colon + 1);
+    } else if (colon)
+        return err_set(e, E_ARG, "--lora '%s': no weight after the colon; want PATH or PATH:NUMBER", text);
+    if (snprintf(path, size, "%.*s", colon ? (int)(colon - text) : (int)strlen(text), text) >= (int)size)
+        return err_set(e, E_ARG, "--lora: the path is too long: '%.60s..'", text);
+    return OK;
+}
+
+static int open_adapters(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    const int n = spec_count(spec, "lora");
+    char path[4096];
+    double weight;
+    int rc = OK;
+
+    if (n > LORA_MAX_USE)
+        return err_set(e, E_ARG, "%d adapters; at most %d can be added at once", n, LORA_MAX_USE);
+    for (int i = 0; i < n && !rc; i++) {
+        rc = split_weight(spec_item(spec, "lora", i), path, sizeof path, &weight, e);
+        rc = rc ? rc : lora_file_open(&in->file[i], path, &in->base->unet, e);
+        if (!rc)
+            in->lora.use[in->lora.n++] = (struct lora_use){ &in->file[i]->lora, weight };
+    }
+    return rc;
+}
+
+/* ---- prompts ---- */
+
+static int encode(struct sample_inputs *in, const struct spec *spec, const char *key, int32_t *id,
+                  const struct job_env *env, struct err *e)
+{
+    int left_out = 0;
+    const int rc = clip_bpe_encode(in->base->bpe, spec_text(spec, key), id, PIPELINE_TOKENS, in->base->pad_id,
+                                   &left_out, e);
+    char line[160];
+
+    if (rc)
+        return err_in(e, "--%s", key);
+    if (left_out && env->warn) {
+        snprintf(line, sizeof line, "--%s is too long: the last %d of its %d tokens are left out; there is room for %d",
+                 key, left_out, left_out + PIPELINE_TOKENS - 2, PIPELINE_TOKENS - 2);
+        env->warn(env->ctx, line);
+    }
+    return OK;
+}
+
+/* ---- pictures ---- */
+
+static int load(struct image *out, const struct spec *spec, const char *key, struct err *e)
+{
+    const int rc = image_load(out, spec_text(spec, key), spec_choice(spec, "exif") == 0, e);
+
+    return rc ? err_in(e, "--%s", key) : OK;
+}
+
+/* x (H,W,3) in [-1,1], resized so that it covers the size asked for, the middle kept. */
+static int load_x(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    const int64_t H = in->request.height, W = in->request.width;
+    struct image m = { 0 }, rgb = { 0 }, fit = { 0 };
+    int rc;
+
+    if (!spec_text(spec, "x"))
+        return OK;
+    rc = load(&m, spec, "x", e);
+    rc = rc ? rc : image_convert(&rgb, &m, 3, m.type, e);
+    rc = rc ? rc : image_cover(&fit, &rgb, H, W, FILTER_BILINEAR, e);
+    if (!rc && !(in->x = malloc(sizeof *in->x * (size_t)(H * W * 3))))
+        rc = err_set(e, E_NOMEM, "out of memory for a picture of %" PRId64 " x %" PRId64, W, H);
+    rc = rc ? rc : image_to_signed(in->x, &fit, e);
+    image_free(&fit);
+    image_free(&rgb);
+    image_free(&m);
+    in->request.x = in->x;
+    return rc;
+}
+
+/* The mask is resized as x is, made gray, and every f-th pixel of every f-th row is taken: soft edges stay soft. */
+static int load_mask(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    const int64_t f = vae_factor(&in->base->vae), H = in->request.height, W = in->request.width, w = W / f;
+    struct image m = { 0 }, plain = { 0 }, fit = { 0 }, gray = { 0 };
+    int rc;
+
+    if (!spec_text(spec, "x-mask"))
+        return OK;
+    rc = load(&m, spec, "x-mask", e);
+    rc = rc ? rc : image_convert(&plain, &m, m.C < 3 ? 1 : 3, m.type, e);
+    rc = rc ? rc : image_cover(&fit, &plain, H, W, FILTER_LANCZOS, e);
+    rc = rc ? rc : image_convert(&gray, &fit, 1, PIXEL_U8, e);
+    if (!rc && !(in->mask = malloc(sizeof *in->mask * (size_t)(H / f * w))))
+        rc = err_set(e, E_NOMEM, "out of memory for a mask");
+    for (int64_t i = 0; !rc && i < H / f * w; i++)
+        in->mask[i] = (float)((unsigned char *)gray.px)[i / w * f * W + i % w * f] / 255;
+    image_free(&gray);
+    image_free(&fit);
+    image_free(&plain);
+    image_free(&m);
+    in->request.x_mask = in->mask;
+    return rc;
+}
+
+/* ---- noise from a file: "x", f32, (1 or count,C,h,w) ---- */
+
+static int take_noise(struct sample_inputs *in, const struct weights_file *f, struct err *e)
+{
+    const int64_t k = vae_factor(&in->base->vae), C = in->base->vae.latent_channels;
+    const int64_t h = in->request.height / k, w = in->request.width / k, HW = h * w;
+    const struct weights_entry *x = weights_get(&f->table, "x");
+    char have[96];
+    float *plane;
+    int64_t n;
+    int rc;
+
+    if (!x)
+        return err_set(e, E_FORMAT, "there is no tensor named 'x' in it");
+    if (x->n_dim != 4 || (x->dim[0] != 1 && x->dim[0] != in->request.count) || x->dim[1] != C || x->dim[2] != h
+        || x->dim[3] != w)
+        return err_set(e, E_FORMAT, "'x' is %s, want 1 or %" PRId64 " rows of (%" PRId64 ",%" PRId64 ",%" PRId64 ")",
+                       weights_text(x, have, sizeof have), in->request.count, C, h, w);
+    n = x->dim[0];
+    plane = malloc(sizeof *plane * (size_t)(n * C * HW));
+    in->noise = malloc(sizeof *in->noise * (size_t)(n * C * HW));
+    rc = plane && in->noise ? weights_read(x, plane, F32, e) : err_set(e, E_NOMEM, "out of memory for the noise");
+    for (int64_t i = 0; !rc && i < n * HW; i++)
+        for (int64_t c = 0; c < C; c++)
+            in->noise[i * C + c] = plane[(i / HW * C + c) * HW + i % HW];
+    free(plane);
+    in->request.noise = in->noise;
+    in->request.noise_rows = n;
+    return rc;
+}
+
+static int load_noise(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    const char *path = spec_text(spec, "noise");
+    struct weights_file *f = NULL;
+    int rc;
+
+    if (!path)
+        return OK;
+    rc = weights_file_open(&f, path, e);
+    if (!rc && (rc = take_noise(in, f, e)))
+        err_in(e, "--noise '%s'", path);
+    weights_file_close(f);
+    return rc;
+}
+
+/* ---- the request ---- */
+
+static int64_t side(const struct spec *spec, const char *key, const struct base_model *b)
+{
+    const int64_t asked = spec_int(spec, key), own = b->unet.sample_size * vae_factor(&b->vae);
+
+    return asked ? asked : own ? own : 512;
+}
+
+/* The multiple of f nearest to n, at least f. */
+static int64_t nearest(int64_t n, int64_t f) { return n < f ? f : (n + f / 2) / f * f; }
+
+static int fill_request(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    static const enum noise_kind rng[] = { NOISE_PHILOX, NOISE_TORCH_CPU, NOISE_TORCH_CPU, NOISE_TORCH_CPU,
+                                           NOISE_TORCH_CUDA };
+    static const enum dtype type[] = { F32, F32, F16, BF16, F32 };
+    const int64_t f = vae_factor(&in->base->vae), W = side(spec, "width", in->base), H = side(spec, "height", in->base);
+    const int r = spec_choice(spec, "rng");
+
+    in->request = (struct pipeline_request){
+        .prompt = in->prompt, .negative = in->negative, .clip_skip = (int)spec_int(spec, "clip-skip"), .width = W,
+        .height = H, .sampler = (enum sampler_kind)sampler_kind_of(spec_text(spec, "sampler")),
+        .steps = (int)spec_int(spec, "steps"), .eta = spec_double(spec, "eta"), .cfg = spec_double(spec, "cfg"),
+        .count = spec_int(spec, "count"), .batch = spec_int(spec, "batch"), .seed = spec_uint64(spec, "seed"),
+        .rng = rng[r], .rng_type = type[r], .x_noise = spec_double(spec, "x-noise"),
+        .x_mode = spec_choice(spec, "x-sample") == 1,
+    };
+    if (W % f || H % f)
+        return err_set(e, E_ARG, "%" PRId64 " x %" PRId64 " pixels: both sides have to be multiples of %" PRId64
+                       "; %" PRId64 " x %" PRId64 " would do", W, H, f, nearest(W, f), nearest(H, f));
+    if (!spec_text(spec, "x") && (in->request.x_noise < 1 || spec_text(spec, "x-mask")))
+        return err_set(e, E_ARG, "--%s says what to do with a picture: say which, --x IMAGE",
+                       in->request.x_noise < 1 ? "x-noise" : "x-mask");
+    if (spec_is_set(spec, "eta") && in->request.eta > 0 && in->request.sampler != SAMPLER_DDIM)
+        return err_set(e, E_ARG, "--eta is for --sampler ddim, not %s", spec_text(spec, "sampler"));
+    if (in->request.clip_skip >= in->base->text.num_hidden_layers)
+        return err_set(e, E_ARG, "--clip-skip %d: the text encoder has %d layers", in->request.clip_skip,
+                       in->base->text.num_hidden_layers);
+    return OK;
+}
+
+int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
+{
+    int rc;
+
+    memset(in, 0, sizeof *in);
+    rc = open_base(in, spec, e);
+    rc = rc ? rc : open_adapters(in, spec, e);
+    rc = rc ? rc : fill_request(in, spec, e);
+    rc = rc ? rc : encode(in, spec, "prompt", in->prompt, env, e);
+    rc = rc ? rc : encode(in, spec, "negative", in->negative, env, e);
+    rc = rc ? rc : load_x(in, spec, e);
+    rc = rc ? rc : load_mask(in, spec, e);
+    return rc ? rc : load_noise(in, spec, e);
+}
+
+void sample_inputs_close(struct sample_inputs *in)
+{
+    free(in->noise);
+    free(in->mask);
+    free(in->x);
+    for (int i = 0; i < LORA_MAX_USE; i++)
+        lora_file_close(in->file[i]);
+    base_model_close(in->base);
+    memset(in, 0, sizeof *in);
+}
