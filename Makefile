@@ -194,7 +194,7 @@ endif
 deps: ; @:
 
 # ---- tests ----
-export B VARIANT
+export B BIN VARIANT
 export UNICON_CC = $(CC)
 # A thread that waits gives its processor to others: spinning makes runs ten times longer on a machine that is busy.
 export OMP_WAIT_POLICY ?= passive

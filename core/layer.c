@@ -136,6 +136,8 @@ static int turn(struct device *d, void *dst, const void *src, enum dtype type, i
 {
     const struct kview4 v = { { 1, n, taps, Ci }, { 0, Ci * taps, 1, taps } };
 
+    if (!d->kern->computes)
+        return OK;
     return kern_cpu(NULL)->permute(&(struct kctx){ .n_threads = d->ctx.n_threads }, dst, src, type, &v) ? E_BUG : OK;
 }
 
@@ -148,6 +150,8 @@ static int read_rows(const struct weight *w, const struct origin *o, int64_t fir
     const int64_t row = w->Ci * w->KH * w->KW;
     const char *src;
 
+    if (!o->dev->kern->computes)
+        return OK;
     if (s->type > STORED_BF16 || !weights_is_dense(s) || (uintptr_t)s->data % stored_bytes(s->type))
         return weights_read_rows(s, first, n, dst, type, e);
     src = (const char *)s->data + (size_t)(first * row) * stored_bytes(s->type);
@@ -168,7 +172,7 @@ static int fetch_changed(const struct weight *w, const struct origin *o, void *d
         turned = arena_push(w->stage, (size_t)n * sizeof *turned, e);
         rc = turned ? turn(o->dev, turned, sum, F32, w->Co, w->Ci, taps) : e->code;
     }
-    if (!rc)
+    if (!rc && o->dev->kern->computes)
         dtype_from_f32(dst, w->pack_type, turned, n);
     return rc;
 }
@@ -177,7 +181,7 @@ static int fetch_changed(const struct weight *w, const struct origin *o, void *d
 static int fetch_turned(const struct weight *w, const struct origin *o, void *dst, struct err *e)
 {
     const int64_t taps = w->KH * w->KW, row = w->Ci * taps, bytes = row * (int64_t)dtype_bytes(w->pack_type);
-    const int64_t most = bytes < CHUNK_BYTES ? CHUNK_BYTES / (bytes ? bytes : 1) : 1;
+    const int64_t fit = bytes < CHUNK_BYTES ? CHUNK_BYTES / (bytes ? bytes : 1) : 1, most = fit < w->Co ? fit : w->Co;
     void *block = arena_push(w->stage, (size_t)(most * bytes), e);
     int rc = block ? OK : e->code;
 
@@ -191,20 +195,22 @@ static int fetch_turned(const struct weight *w, const struct origin *o, void *ds
     return rc;
 }
 
+/* On the null device everything is asked for and nothing is read: staging is part of what a run takes. */
 static int fetch(const struct weight *w, void *dst, struct err *e)
 {
     const struct origin *o = w->origin;
     const size_t mark = arena_mark(w->stage);
     int rc;
 
-    if (o->lora && lora_changes(o->lora, o->part, o->entry->name))
+    if (o->lora && o->entry && lora_changes(o->lora, o->part, o->entry->name))
         rc = fetch_changed(w, o, dst, e);
     else if (w->KH * w->KW > 1)
         rc = fetch_turned(w, o, dst, e);
     else
         rc = read_rows(w, o, 0, w->Co, dst, w->pack_type, e);
     arena_release(w->stage, mark);
-    weights_drop(o->table, o->entry);
+    if (o->dev->kern->computes)
+        weights_drop(o->table, o->entry);
     return rc ? err_in(e, "reading '%s'", w->name) : OK;
 }
 

@@ -35,14 +35,14 @@ int weight_init_fetched(struct weight *w, struct err *e)
 }
 
 /* The values to pack: the raw ones, or fetched into the stage, which the caller releases. */
-static const void *values(struct weight *w, struct device *d, struct err *e)
+static const void *values(struct weight *w, struct err *e)
 {
     void *p;
 
     if (w->raw)
         return w->raw->data;
     p = arena_push(w->stage, (size_t)(w->Co * w->KH * w->KW * w->Ci) * dtype_bytes(w->pack_type), e);
-    return !p || (d->kern->computes && w->fetch(w, p, e)) ? NULL : p;
+    return !p || w->fetch(w, p, e) ? NULL : p;
 }
 
 /* Make *slot hold the pack that p describes. */
@@ -62,7 +62,7 @@ static int pack_now(struct weight *w, struct device *d, const struct kpack *p, v
             return err_in(e, "packing weights '%s'", w->name);
         *stale = true;
     }
-    raw = values(w, d, e);
+    raw = values(w, e);
     if (!raw)
         return err_in(e, "packing weights '%s'", w->name);
     rc = d->kern->pack(&d->ctx, *slot, p, raw);

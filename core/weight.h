@@ -14,7 +14,8 @@
 
 struct weight;
 
-/* Write (Co,KH,KW,Ci) of w->pack_type into dst, host memory. Not called on the null device. */
+/* Write (Co,KH,KW,Ci) of w->pack_type into dst, host memory; on the null device only take from w->stage what that takes
+ * and give it back. */
 typedef int weight_fetch_fn(const struct weight *w, void *dst, struct err *e);
 
 struct weight {

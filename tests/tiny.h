@@ -15,6 +15,9 @@
 struct tiny {
     struct weights table;
     float **values;
+    struct weights_entry *file_order;   /* (n), as tiny.txt lists them; table is sorted */
+    char **original;                    /* (n), names in a checkpoint of the original layout, in that order */
+    int n;
 };
 
 struct tiny *tiny_open(const char *model, const char *part);    /* says why and exits if not */
@@ -23,5 +26,10 @@ void tiny_close(struct tiny *m);
 struct unet_config tiny_unet_config(const char *model);
 struct vae_config tiny_vae_config(const char *model);
 struct clip_text_config tiny_text_config(const char *model);
+
+/* The model as a diffusers directory, which is made if it is not there, and (sd1) as one file of the original layout.
+ * Nonzero on failure. Both read tests/reference and store/builtin: run from the top of the sources. */
+int tiny_write(const char *model, const char *directory);
+int tiny_write_single(const char *model, const char *path);
 
 #endif
