@@ -11,8 +11,7 @@ FUZZ_SECONDS = 20
 BENCH_ARGS = -p
 PYTHON = python3
 .DEFAULT_GOAL := all
-.SECONDARY:
-.DELETE_ON_ERROR:
+.SECONDARY .DELETE_ON_ERROR:
 
 # ---- what this machine has ----
 MACHINE := $(or $(shell $(CC) -dumpmachine 2>/dev/null),$(shell uname -m))
@@ -94,19 +93,18 @@ TESTS := $(patsubst tests/%.c,$B/%,$(wildcard tests/t_*.c))
 SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
+TOOLS := $(patsubst tests/tool/%.c,$B/tool/%,$(wildcard tests/tool/*.c))
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
-PRIVATE := $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h unpickle.h exif.h lora_keys.h \
-    checkpoint_keys.h model_shapes.h)
-HEADERS := $(filter-out core/banned.h core/poison.h core/op/common.h core/op/product.h \
-    core/diffusion/pipeline_run.h core/model/clip_table.h core/model/clip_words.h $(PRIVATE),$(wildcard kernels/kern.h \
-    kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
+PRIVATE := $(addprefix core/,banned.h poison.h op/common.h op/product.h diffusion/pipeline_run.h model/clip_table.h \
+    model/clip_words.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h unpickle.h exif.h \
+    lora_keys.h checkpoint_keys.h model_shapes.h)
+HEADERS := $(filter-out $(PRIVATE),$(wildcard kernels/kern.h kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))
 
 # ---- building ----
 .PHONY: all check demo deps install uninstall bench asan fuzz lint format golden info clean FORCE
-all: $B/libunicon.a $(PROGRAMS)
-asan: all
+all asan: $B/libunicon.a $(PROGRAMS)
 FORCE:
 
 say = $(if $V,,@echo '$1 $@'; )
@@ -142,6 +140,8 @@ $(BIN)/unicon-%: $B/cmd/unicon-%.o $(CMD) $B/libunicon.a
 $B/t_%: $B/tests/t_%.o $B/kit.a $B/libunicon.a
 	$(LINK)
 $B/t_cli: $(CMD)
+$B/tool/%: $B/tests/tool/%.o $B/kit.a $B/libunicon.a
+	$(LINK)
 $B/demo/%: $B/tests/demo/%.o $B/libunicon.a
 	$(LINK)
 $B/fuzz/%: $B/tests/fuzz/%.o $(if $(filter fuzz,$(VARIANT)),,$B/tests/fuzz/replay.o) $B/libunicon.a
@@ -199,7 +199,7 @@ export UNICON_CC = $(CC)
 # A thread that waits gives its processor to others: spinning makes runs ten times longer on a machine that is busy.
 export OMP_WAIT_POLICY ?= passive
 RUN = sh tests/run.sh $B/tap
-check: info-found all $(TESTS) $(FUZZ)
+check: info-found all $(TESTS) $(FUZZ) $(TOOLS)
 	@$(RUN) $(TESTS) $(SCRIPTS)
 lint:
 	@sh tests/lint.sh && sh tests/man.sh
@@ -213,7 +213,7 @@ bench: $(if $(BENCH),$B/bench)
 demo: $(DEMOS)
 	@mkdir -p demo; set -e; for d in $(DEMOS); do $$d demo/$$(basename $$d).ppm; done
 golden:
-	@set -e; for s in $(filter-out %/golden.py,$(wildcard tests/reference/*.py)); do echo "$$s"; $(PYTHON) $$s; done
+	@set -e; for s in $(filter-out %/golden.py %/full.py,$(wildcard tests/reference/*.py)); do $(PYTHON) $$s; done
 format:
 	clang-format -i $(FORMAT)
 

@@ -4,9 +4,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "jobs/machine.h"
@@ -52,15 +54,26 @@ static int check_place(const char *key, const char *path, struct err *e)
 {
     const char *slash = path ? strrchr(path, '/') : NULL;
     char directory[MAX_PATH];
+    struct stat st;
 
     if (!path)
         return OK;
     if (snprintf(directory, sizeof directory, "%.*s", slash ? slash == path ? 1 : (int)(slash - path) : 1,
                  slash ? path : ".") >= (int)sizeof directory)
         return err_set(e, E_ARG, "--%s: the path is too long: '%.60s..'", key, path);
-    if (access(directory, W_OK | X_OK))
+    if (stat(directory, &st) || (!S_ISDIR(st.st_mode) && (errno = ENOTDIR)) || access(directory, W_OK | X_OK))
         return err_set(e, E_IO, "--%s '%s': cannot write in '%.200s': %s", key, path, directory, strerror(errno));
+    if ((slash && !slash[1]) || (!stat(path, &st) && S_ISDIR(st.st_mode)))
+        return err_set(e, E_ARG, "--%s '%s': this is a directory; say which file in it", key, path);
     return OK;
+}
+
+/* Latents under a picture's name would take the place of the picture, or the other way round. */
+static int check_latents(const char *path, struct err *e)
+{
+    if (path && !image_can_save(path, PIXEL_U8, NULL))
+        return err_set(e, E_ARG, "--save-latents '%s': this is the name of a picture; say one in .safetensors", path);
+    return check_place("save-latents", path, e);
 }
 
 /* What made this one picture: the spec with everything that was chosen for it written out, and nothing about where it
@@ -78,6 +91,9 @@ static int picture_spec(const struct job *j, int64_t index, char **json, struct 
     snprintf(text, sizeof text, "%" PRId64, j->in.request.height);
     rc = rc ? rc : spec_set(&one, "height", text, e);
     rc = rc ? rc : spec_set(&one, "dtype", dtype_name(j->type), e);
+    snprintf(text, sizeof text, "%" PRId64, index);
+    if (j->in.request.noise_rows > 1)
+        rc = rc ? rc : spec_set(&one, "noise-row", text, e);
     rc = rc ? rc : spec_set(&one, "count", "1", e);
     rc = rc ? rc : spec_set(&one, "batch", "1", e);
     rc = rc ? rc : spec_set(&one, "out", "out.png", e);
@@ -98,12 +114,33 @@ static void keep_latents(struct job *j, int64_t index, const float *z)
             j->latents[(index * C + c) * HW + i] = z[i * C + c];
 }
 
+/* A quote, a backslash or a control character in the path is escaped in JSON, so a line stays a line. */
+static int say_picture(const struct job *j, const char *path, uint64_t seed, struct err *e)
+{
+    json_t *name;
+    char *quoted, line[6 * MAX_PATH + 64];
+
+    if (!j->env->json) {
+        j->env->say(j->env->ctx, path);
+        return OK;
+    }
+    name = json_string(path);
+    quoted = json_dumps(name, JSON_ENCODE_ANY);
+    json_decref(name);
+    if (!quoted)
+        return err_set(e, E_NOMEM, "out of memory for a line of results");
+    snprintf(line, sizeof line, "{\"image\":%s,\"seed\":%" PRIu64 "}", quoted, seed);
+    free(quoted);
+    j->env->say(j->env->ctx, line);
+    return OK;
+}
+
 static int take_image(void *ctx, int64_t index, const float *rgb, const float *latents, struct err *e)
 {
     struct job *j = ctx;
     const struct pipeline_request *q = &j->in.request;
     struct image m = { 0 };
-    char path[MAX_PATH], line[MAX_PATH + 128], *json = NULL;
+    char path[MAX_PATH], *json = NULL;
     int rc = out_path(j, index, path, sizeof path, e);
 
     rc = rc ? rc : image_from_signed(&m, rgb, q->height, q->width, 3, PIXEL_U8, e);
@@ -111,11 +148,7 @@ static int take_image(void *ctx, int64_t index, const float *rgb, const float *l
     rc = rc ? rc : image_save(path, &m, json, (int)spec_int(j->shared, "quality"), e);
     if (!rc && j->latents)
         keep_latents(j, index, latents);
-    if (!rc) {
-        snprintf(line, sizeof line, j->env->json ? "{\"image\":\"%s\",\"seed\":%" PRIu64 "}" : "%s", path,
-                 q->seed + (uint64_t)index);
-        j->env->say(j->env->ctx, line);
-    }
+    rc = rc ? rc : say_picture(j, path, q->seed + (uint64_t)index, e);
     free(json);
     image_free(&m);
     return rc;
@@ -145,10 +178,13 @@ static int open_device(struct job *j, struct err *e)
     const char *name = spec_text(j->shared, "device"), *type = spec_text(j->spec, "dtype");
     const int n = (int)spec_int(j->shared, "threads");
     const bool chosen = strcmp(name, "auto") != 0;
-    int rc = device_open(&j->dev, chosen ? name : kern_cuda() ? "cuda" : "cpu", n, e);
+    int rc;
 
+    if (chosen && strncmp(name, "cpu", 3) && strncmp(name, "cuda", 4))
+        return err_set(e, E_ARG, "--device '%.60s': want auto, cpu, cpu:ISA, cuda or cuda:N", name);
+    rc = device_open(&j->dev, chosen ? name : kern_cuda() ? "cuda" : "cpu", n, e);
     if (rc)
-        return err_in(e, "--device %s", name);
+        return err_in(e, "--device");
     if (!strcmp(type, "auto"))              /* bf16 where there are dot products of it */
         j->type = !strcmp(j->dev.kern->name, "avx512bf16") || j->dev.place == ARENA_CUDA ? BF16 : F32;
     else
@@ -175,7 +211,12 @@ static int plan(struct job *j, int64_t batch, struct pipeline_cost *cost, struct
 
 static void text_of_bytes(char *buf, size_t size, int64_t bytes)
 {
-    snprintf(buf, size, bytes < (int64_t)10 << 30 ? "%.2f GiB" : "%.1f GiB", (double)bytes / 0x1p30);
+    if (bytes < (int64_t)1 << 20)
+        snprintf(buf, size, "%" PRId64 " bytes", bytes);
+    else if (bytes < (int64_t)1 << 30)
+        snprintf(buf, size, "%.1f MiB", (double)bytes / 0x1p20);
+    else
+        snprintf(buf, size, bytes < (int64_t)10 << 30 ? "%.2f GiB" : "%.1f GiB", (double)bytes / 0x1p30);
 }
 
 /* The batch asked for, if it fits; the largest that does for 0. */
@@ -283,7 +324,7 @@ int job_sample(const struct spec *spec, const struct spec *shared, const struct 
     if (rc)
         err_in(e, "--out");
     rc = rc ? rc : check_place("out", spec_text(spec, "out"), e);
-    rc = rc ? rc : check_place("save-latents", spec_text(spec, "save-latents"), e);
+    rc = rc ? rc : check_latents(spec_text(spec, "save-latents"), e);
     rc = rc ? rc : open_device(&j, e);
     rc = rc ? rc : sample_inputs_open(&j.in, spec, env, e);
     j.base_bytes = machine_resident_bytes();

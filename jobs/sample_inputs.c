@@ -1,11 +1,13 @@
 /* jobs/sample_inputs.c: see sample_inputs.h. */
 #include "jobs/sample_inputs.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "store/image_file.h"
 
@@ -19,10 +21,14 @@ static int open_base(struct sample_inputs *in, const struct spec *spec, struct e
         .vae = spec_text(spec, "vae"), .prediction = prediction[spec_choice(spec, "prediction")],
     };
     const char *path = spec_text(spec, "base");
+    struct stat st;
     int rc;
 
     if (!path)
         return err_set(e, E_ARG, "no base model: say --base PATH, a diffusers directory or a single-file checkpoint");
+    if (stat(path, &st) && errno == ENOENT)
+        return err_set(e, E_IO, "--base '%.200s': there is no such file or directory, and models are not downloaded",
+                       path);
     rc = base_model_open(&in->base, path, &o, e);
     if (rc)
         return rc;
@@ -67,7 +73,7 @@ static int open_adapters(struct sample_inputs *in, const struct spec *spec, stru
     int rc = OK;
 
     if (n > LORA_MAX_USE)
-        return err_set(e, E_ARG, "%d adapters; at most %d can be added at once", n, LORA_MAX_USE);
+        return err_set(e, E_ARG, "--lora: %d adapters; at most %d can be added at once", n, LORA_MAX_USE);
     for (int i = 0; i < n && !rc; i++) {
         rc = split_weight(spec_item(spec, "lora", i), path, sizeof path, &weight, e);
         rc = rc ? rc : lora_file_open(&in->file[i], path, &in->base->unet, e);
@@ -155,9 +161,10 @@ static int load_mask(struct sample_inputs *in, const struct spec *spec, struct e
 
 /* ---- noise from a file: "x", f32, (1 or count,C,h,w) ---- */
 
-static int take_noise(struct sample_inputs *in, const struct weights_file *f, struct err *e)
+/* row: the one to take, for a single picture; -1: one for each, or the same for all. */
+static int take_noise(struct sample_inputs *in, const struct weights_file *f, int64_t row, struct err *e)
 {
-    const int64_t k = vae_factor(&in->base->vae), C = in->base->vae.latent_channels;
+    const int64_t k = vae_factor(&in->base->vae), C = in->base->vae.latent_channels, count = in->request.count;
     const int64_t h = in->request.height / k, w = in->request.width / k, HW = h * w;
     const struct weights_entry *x = weights_get(&f->table, "x");
     char have[96];
@@ -167,14 +174,19 @@ static int take_noise(struct sample_inputs *in, const struct weights_file *f, st
 
     if (!x)
         return err_set(e, E_FORMAT, "there is no tensor named 'x' in it");
-    if (x->n_dim != 4 || (x->dim[0] != 1 && x->dim[0] != in->request.count) || x->dim[1] != C || x->dim[2] != h
-        || x->dim[3] != w)
-        return err_set(e, E_FORMAT, "'x' is %s, want 1 or %" PRId64 " rows of (%" PRId64 ",%" PRId64 ",%" PRId64 ")",
-                       weights_text(x, have, sizeof have), in->request.count, C, h, w);
-    n = x->dim[0];
+    if (x->n_dim != 4 || x->dim[1] != C || x->dim[2] != h || x->dim[3] != w)
+        return err_set(e, E_FORMAT, "'x' is %s, want rows of (%" PRId64 ",%" PRId64 ",%" PRId64 ")",
+                       weights_text(x, have, sizeof have), C, h, w);
+    if (row >= 0 ? count != 1 || row >= x->dim[0] : x->dim[0] != 1 && x->dim[0] != count)
+        return err_set(e, row >= 0 ? E_ARG : E_FORMAT,
+                       row >= 0 ? "'x' is %s: there is no row for %" PRId64 " picture%s in --noise-row %" PRId64
+                                : "'x' is %s, want 1 row or one for each of %" PRId64 " picture%s",
+                       weights_text(x, have, sizeof have), count, count > 1 ? "s" : "", row);
+    n = row >= 0 ? 1 : x->dim[0];
     plane = malloc(sizeof *plane * (size_t)(n * C * HW));
     in->noise = malloc(sizeof *in->noise * (size_t)(n * C * HW));
-    rc = plane && in->noise ? weights_read(x, plane, F32, e) : err_set(e, E_NOMEM, "out of memory for the noise");
+    rc = plane && in->noise ? weights_read_rows(x, row >= 0 ? row : 0, n, plane, F32, e)
+                            : err_set(e, E_NOMEM, "out of memory for the noise");
     for (int64_t i = 0; !rc && i < n * HW; i++)
         for (int64_t c = 0; c < C; c++)
             in->noise[i * C + c] = plane[(i / HW * C + c) * HW + i % HW];
@@ -193,7 +205,9 @@ static int load_noise(struct sample_inputs *in, const struct spec *spec, struct 
     if (!path)
         return OK;
     rc = weights_file_open(&f, path, e);
-    if (!rc && (rc = take_noise(in, f, e)))
+    if (rc)
+        err_in(e, "--noise");
+    else if ((rc = take_noise(in, f, spec_int(spec, "noise-row"), e)))
         err_in(e, "--noise '%s'", path);
     weights_file_close(f);
     return rc;
@@ -233,6 +247,8 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     if (!spec_text(spec, "x") && (in->request.x_noise < 1 || spec_text(spec, "x-mask")))
         return err_set(e, E_ARG, "--%s says what to do with a picture: say which, --x IMAGE",
                        in->request.x_noise < 1 ? "x-noise" : "x-mask");
+    if (spec_is_set(spec, "noise-row") && spec_int(spec, "noise-row") >= 0 && !spec_text(spec, "noise"))
+        return err_set(e, E_ARG, "--noise-row is a row of a file: say which, --noise FILE");
     if (spec_is_set(spec, "eta") && in->request.eta > 0 && in->request.sampler != SAMPLER_DDIM)
         return err_set(e, E_ARG, "--eta is for --sampler ddim, not %s", spec_text(spec, "sampler"));
     if (in->request.clip_skip >= in->base->text.num_hidden_layers)

@@ -57,6 +57,8 @@ static const struct spec_key sample_keys[] = {
       .help = "random numbers: our own, or those of a diffusers run" },
     { .name = "noise", .type = SPEC_PATH, .value = "FILE",
       .help = "initial noise from a safetensors file instead (float32, NCHW, named x)" },
+    { .name = "noise-row", .type = SPEC_INT, .value = "N", .standard = "-1", .high = 99999,
+      .help = "row of that file for a single picture; -1 is one for each" },
 
     { .group = "Output", .name = "out", .type = SPEC_PATH, .value = "PATH", .standard = "out.png", .letter = 'o',
       .help = "file to write: .png, .jpg or .tif; numbered where there are several" },
@@ -69,7 +71,7 @@ const struct spec_kind spec_sample = { "sample", 1, sample_keys, LEN(sample_keys
 static const struct spec_key shared_keys[] = {
     { .group = "Running", .name = "device", .type = SPEC_STRING, .value = "NAME", .standard = "auto",
       .help = "auto, cpu or cuda[:N]" },
-    { .name = "threads", .type = SPEC_INT, .value = "N", .standard = "0", .high = 4096,
+    { .name = "threads", .type = SPEC_INT, .value = "N", .standard = "0", .high = 1024,
       .help = "processor threads; 0 is all" },
     { .name = "memory", .type = SPEC_SIZE, .value = "BYTES", .standard = "0",
       .help = "most memory to use, with K, M, G or T; 0 is what the device has free" },
@@ -77,8 +79,6 @@ static const struct spec_key shared_keys[] = {
     { .name = "dry-run", .type = SPEC_FLAG, .help = "check everything, make nothing" },
     { .name = "replay", .type = SPEC_PATH, .value = "FILE",
       .help = "begin with the options that made this picture, or with a spec in JSON" },
-    { .name = "db", .type = SPEC_PATH, .value = "PATH", .help = "database; otherwise $UNICON_DB, then unicon.db" },
-    { .name = "no-db", .type = SPEC_FLAG, .help = "leave no row in the database" },
 
     { .group = "Messages and files", .name = "json", .type = SPEC_FLAG, .help = "results as JSON on standard output" },
     { .name = "quiet", .type = SPEC_FLAG, .letter = 'q', .help = "no progress on standard error" },

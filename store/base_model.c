@@ -250,9 +250,11 @@ static int open_tokenizer(struct base_model *b, const struct base_options *o, co
         if (rc)
             return rc;
     }
-    if (clip_bpe_n_id(b->bpe) > b->text.vocab_size || b->pad_id < 0 || b->pad_id >= b->text.vocab_size)
-        return err_set(e, E_FORMAT, "the tokenizer has %d words and fills with %" PRId32 ", the text encoder knows %"
-                       PRId64, clip_bpe_n_id(b->bpe), b->pad_id, b->text.vocab_size);
+    if (clip_bpe_start(b->bpe) >= b->text.vocab_size || clip_bpe_end(b->bpe) >= b->text.vocab_size || b->pad_id < 0
+        || b->pad_id >= b->text.vocab_size)
+        return err_set(e, E_FORMAT, "the tokenizer has %d words, ends with %" PRId32 " and fills with %" PRId32
+                       "; the text encoder knows %" PRId64 ": they are of different models", clip_bpe_n_id(b->bpe),
+                       clip_bpe_end(b->bpe), b->pad_id, b->text.vocab_size);
     return OK;
 }
 

@@ -132,9 +132,11 @@ static void test_stops(struct setting *s)
     for (n = 1; n <= all.ticks && ok; n++) {
         struct sink k = { .stop_at = n };
         err_clear(&e);
-        ok = run(s, "cpu", F32, &k, NULL, &e) == E_CANCEL && k.ticks == n;
+        ok = run(s, "cpu", F32, &k, NULL, &e) == (n < all.ticks ? E_CANCEL : OK) && k.ticks == n
+            && k.n == (n == all.ticks);
     }
-    tap_ok(ok && all.ticks >= 6, "stopping at each of %d ticks is E_CANCEL %s", all.ticks, e.text);
+    tap_ok(ok && all.ticks >= 8, "stopping at each of %d ticks but the last, when all is done, is E_CANCEL %s",
+           all.ticks, e.text);
 }
 
 /* Every allocation of a run in turn, or as many as 150 of them. */

@@ -22,6 +22,13 @@
 
 enum { MAX_ARG = 64, W = 48, H = 64 };
 
+/* Sanitizers make everything ten times slower: there each sampler walks once, half of them on each model. */
+#ifdef __SANITIZE_ADDRESS__
+enum { THOROUGH = 0 };
+#else
+enum { THOROUGH = 1 };
+#endif
+
 /* 20 steps with guidance, in f32 on both sides: what is asked for. */
 static const double walk_off = 1e-3;
 
@@ -207,10 +214,14 @@ static void test_diffusers(const char *model)
         const char *s = sampler[eta ? 0 : i], *e = eta ? "1" : "0";
         struct result r;
 
+        if (!THOROUGH && (i % 2 == 0) != !strcmp(model, "sd1"))
+            continue;
         remove(at("z.safetensors"));
         r = SAMPLE(base, COMMON, "--sampler", s, eta ? "--eta" : "-q", eta ? e : "-q");
         snprintf(name, sizeof name, "%s_%s%s_text.y", model, s, eta ? "_eta" : "");
         near(&r, at("z.safetensors"), name);
+        if (!THOROUGH && i % 3)
+            continue;
         remove(at("z.safetensors"));
         r = SAMPLE(base, COMMON, "--sampler", s, "--x", at("x.png"), "--x-noise", "0.73", eta ? "--eta" : "-q",
                    eta ? e : "-q");
@@ -226,7 +237,7 @@ static void test_inpainting(void)
     char base[256], name[64];
 
     snprintf(base, sizeof base, "%s", at("sd1"));
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i += THOROUGH ? 1 : 3) {
         struct result r;
 
         remove(at("z.safetensors"));
@@ -299,6 +310,9 @@ static void test_noise_file(void)
                "--save-latents", at("q"), "-o", at("b.png"));
     tap_ok(!a.status && !b.status && same_latents(at("p"), at("q")) && !same_latents(at("n"), at("p")),
            "noise from a file: the seed does not matter %s%s", a.err, b.err);
+    b = finish(start((char *const[]){ "unicon-sample", "-q", "--replay", (char *)(uintptr_t)at("b-1.png"), "-o",
+                                      (char *)(uintptr_t)at("r.png"), NULL }));
+    tap_ok(!b.status && same_file(at("b-1.png"), at("r.png")), "--replay finds the row it was drawn from %s", b.err);
 }
 
 /* x as it is: its latents are held, so the picture is the autoencoder's own. */

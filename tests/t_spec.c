@@ -28,7 +28,7 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "count", SPEC_INT, "1" }, { "batch", SPEC_INT, "1" }, { "seed", SPEC_UINT64, "0" },
     { "rng", SPEC_CHOICE, "philox" }, { "noise", SPEC_PATH, NULL }, { "save-latents", SPEC_PATH, NULL },
     { "exif", SPEC_CHOICE, "on" }, { "x-sample", SPEC_CHOICE, "sample" }, { "out", SPEC_PATH, "out.png" },
-    { "dtype", SPEC_CHOICE, "auto" },
+    { "dtype", SPEC_CHOICE, "auto" }, { "noise-row", SPEC_INT, "-1" },
 };
 
 static void test_tables(void)
@@ -106,7 +106,7 @@ static const struct { const char *kind, *key, *text; } good[] = {
     { "sample", "prompt", "Füchse, 狐, 🦊\n\ttwo lines" },
     { "sample", "lora", "a.safetensors:0.5" }, { "sample", "out", "-" }, { "shared", "memory", "6G" },
     { "shared", "memory", "800m" }, { "shared", "memory", "16777215T" }, { "shared", "memory", "18446744073709551615" },
-    { "shared", "plan", "on" }, { "shared", "no-db", "off" }, { "shared", "quality", "100" },
+    { "shared", "plan", "on" }, { "shared", "dry-run", "off" }, { "shared", "quality", "100" },
 };
 
 static const struct { const char *kind, *key, *text, *says; } refused[] = {
@@ -174,7 +174,7 @@ static void test_last_wins(void)
         && spec_choice(&s, "sampler") == 5 && !strcmp(spec_text(&s, "sampler"), "pndm");
     tap_ok(ok, "the last value counts, a wrong one does not");
     ok = !spec_set(&shared, "plan", NULL, &e) && spec_flag(&shared, "plan") && !spec_set(&shared, "plan", "off", &e)
-        && !spec_flag(&shared, "plan") && spec_is_set(&shared, "plan") && spec_set(&shared, "db", NULL, &e) == E_ARG
+        && !spec_flag(&shared, "plan") && spec_is_set(&shared, "plan") && spec_set(&shared, "replay", NULL, &e) == E_ARG
         && !spec_set(&shared, "memory", "3K", &e) && spec_uint64(&shared, "memory") == 3072;
     tap_ok(ok, "flags and sizes");
     for (int i = 0; ok && i < SPEC_MAX_ITEM; i++) {
@@ -288,7 +288,7 @@ static void test_writing(void)
         && !spec_set(&s, "lora", "a:1", &e) && !spec_set(&s, "cfg", "0.1", &e) && !spec_set(&s, "base", "m", &e);
     tap_ok(ok && writes(&s, "{\"kind\":\"sample\",\"version\":1,\"base\":\"m\",\"lora\":[\"a:1\"],\"steps\":20,"
                         "\"cfg\":0.1,\"seed\":\"9223372036854775808\"}"), "in the order of the table");
-    ok = !spec_set(&shared, "plan", NULL, &e) && !spec_set(&shared, "no-db", "off", &e)
+    ok = !spec_set(&shared, "plan", NULL, &e) && !spec_set(&shared, "dry-run", "off", &e)
         && !spec_set(&shared, "memory", "1K", &e);
     tap_ok(ok && writes(&shared, "{\"kind\":\"shared\",\"version\":1,\"memory\":1024,\"plan\":true}"), "flags, sizes");
     tap_ok(!none.kind && spec_to_json(&json, &none, &e) == E_ARG && !json

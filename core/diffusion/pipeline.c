@@ -109,7 +109,7 @@ static int encode_text(struct run *r, struct err *e)
     y = clip_text_forward(&s->t, m, id, r->guided ? 2 : 1, q->clip_skip, e);
     r->words = y ? keep(r, y, e) : NULL;
     stage_close(r, STAGE_TEXT);
-    return r->words ? OK : e->code;
+    return r->words ? tick(r, "reading the prompt", 1, 1, e) : e->code;
 }
 
 /* ---- the picture: moments (1,h,w,2L) ---- */
@@ -133,7 +133,7 @@ static int encode_picture(struct run *r, struct err *e)
     y = (x = op_cast(&s->t, x, r->type, e)) ? vae_encode(&s->t, v, x, e) : NULL;
     r->moments = y ? keep(r, y, e) : NULL;
     stage_close(r, STAGE_ENCODE);
-    return r->moments ? OK : e->code;
+    return r->moments ? tick(r, "encoding the picture", 1, 1, e) : e->code;
 }
 
 /* ---- latents to pixels ---- */
@@ -146,8 +146,11 @@ static int open_decoder(struct run *r, struct err *e)
     return rc ? rc : vae_new(&r->decoder, r->base->vae, VAE_DECODER, &s->l, e);
 }
 
+/* Where batches take turns with decoding, all of it is told as sampling: one line that goes on, not two that begin
+ * anew. Whoever asks to stop when all is done asks too late. */
 static int decode(struct run *r, struct tensor *latents, int64_t first, struct err *e)
 {
+    const bool turns = r->stage[STAGE_DENOISE].open;
     struct stage *s = &r->stage[STAGE_DECODE];
     int rc = OK;
 
@@ -155,7 +158,7 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
         const struct tape_mark m = tape_mark(&s->t);
         struct tensor *z, *y;
 
-        rc = tick(r, "decoding", first + b, r->q->count, e);
+        rc = turns ? tick(r, "sampling", r->n_done, r->n_total, e) : tick(r, "decoding", b, latents->dim[0], e);
         if (rc)
             break;
         if (!(z = op_rows(&s->t, latents, b, 1, e)) || !(y = vae_decode(&s->t, r->decoder, z, e)))
@@ -165,6 +168,8 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
         tape_release(&s->t, m);
         account(r, STAGE_DECODE);
     }
+    if (!rc && !turns)
+        progress_tick(&r->sink->progress, "decoding", latents->dim[0], latents->dim[0]);
     return rc;
 }
 

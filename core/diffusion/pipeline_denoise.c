@@ -206,26 +206,28 @@ static int step(struct batch *b, int i, struct err *e)
     return rc || !b->mask ? rc : put_back(b, i + 1, e);
 }
 
+/* A dry run needs no more than two steps to see all; the rest costs what the second did. */
 static int walk(struct batch *b, int from, struct err *e)
 {
-    const struct run *r = b->r;
-    const int64_t each = r->sampler.n_step - from, batches = (r->q->count + r->q->batch - 1) / r->q->batch;
-    const int64_t before = b->first / r->q->batch * each;
+    struct run *r = b->r;
+    const int n = r->sampler.n_step;
 
-    /* A dry run needs no more than two steps to see all; the rest costs what the second did. */
-    for (int i = from; i < r->sampler.n_step; i++) {
+    r->n_total = (r->q->count + r->q->batch - 1) / r->q->batch * (n - from);
+    for (int i = from; i <= n; i++) {
         const struct kcount had = r->dev->count;
-        const int left = r->sampler.n_step - 1 - i;
-        int rc = progress_tick(&r->sink->progress, "sampling", before + (i - from), batches * each)
+        int rc = progress_tick(&r->sink->progress, "sampling", r->n_done, r->n_total)
             ? err_set(e, E_CANCEL, "stopped while sampling") : OK;
 
-        rc = rc ? rc : step(b, i, e);
+        if (rc || i == n)
+            return rc;
+        rc = step(b, i, e);
         if (rc)
             return rc;
+        r->n_done++;
         if (!r->dev->kern->computes && i > from) {
-            r->dev->count.flops += left * (r->dev->count.flops - had.flops);
-            r->dev->count.calls += left * (r->dev->count.calls - had.calls);
-            break;
+            r->dev->count.flops += (n - 1 - i) * (r->dev->count.flops - had.flops);
+            r->dev->count.calls += (n - 1 - i) * (r->dev->count.calls - had.calls);
+            return OK;
         }
     }
     return OK;

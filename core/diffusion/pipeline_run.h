@@ -26,6 +26,7 @@ struct run {
     struct stage stage[N_STAGE];
     struct arena keep, keep_meta;   /* what goes from stage to stage */
     struct tensor *words, *moments;
+    int64_t n_done, n_total;        /* steps of all batches */
     struct unet *unet;
     struct vae *decoder;
     struct kcount counted;

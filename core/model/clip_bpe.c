@@ -151,13 +151,17 @@ static int set_id(struct clip_bpe *b, int32_t symbol, int32_t id, struct err *e)
     return OK;
 }
 
-/* What encoding can come to must have an id: bytes, what merges make, start and end. */
-static int check_ids(const struct clip_bpe *b, const int32_t *joined, int32_t n_merge, struct err *e)
+/* Start and end must have ids. A byte, or what a merge makes, that the words leave out is unknown: the end's id, as the
+ * reference has it. */
+static int complete_ids(struct clip_bpe *b, const int32_t *joined, int32_t n_merge, struct err *e)
 {
-    for (int32_t i = 0; i < 512 + n_merge + 2; i++) {
-        const int32_t s = i < 512 ? i : i < 512 + n_merge ? joined[i - 512] : i == 512 + n_merge ? b->start : b->end;
+    for (int i = 0; i < 2; i++)
+        if (id_of(b, i ? b->end : b->start) < 0)
+            return err_set(e, E_FORMAT, "the word '%s' is missing", show(text_of(b, i ? b->end : b->start)).text);
+    for (int32_t i = 0; i < 512 + n_merge; i++) {
+        const int32_t s = i < 512 ? i : joined[i - 512];
         if (id_of(b, s) < 0)
-            return err_set(e, E_FORMAT, "the word '%s' is missing: these merges need it", show(text_of(b, s)).text);
+            b->t.symbol[s].id = id_of(b, b->end);
     }
     return OK;
 }
@@ -187,7 +191,7 @@ static int fill(struct clip_bpe *b, int32_t *joined, const char *from, const cha
         if (!rc)
             rc = set_id(b, b->end, 513 + n_merge, e);
     }
-    return rc ? rc : check_ids(b, joined, n_merge, e);
+    return rc ? rc : complete_ids(b, joined, n_merge, e);
 }
 
 /* Room for all that fill() can add, counted beforehand. */

@@ -24,8 +24,9 @@ enum { CLIP_BPE_MAX_ID = (1 << 24) - 1, CLIP_BPE_MAX_TEXT = 1 << 20 };
 
 /* From the bytes of merges.txt (a first line "#version.." is skipped, of the rest at most 48,894 are used) and the
  * words of vocab.json; without those (NULL, 0) ids follow from the merges: 256 bytes, 256 byte + "</w>", one per merge,
- * <|startoftext|>, <|endoftext|>. Everything is copied. E_FORMAT for a merge without two words, a word that is
- * missing or comes twice, an id below 0 or above CLIP_BPE_MAX_ID, or no start and end word. */
+ * <|startoftext|>, <|endoftext|>. Everything is copied. E_FORMAT for a merge without two words, a word that
+ * comes twice, an id below 0 or above CLIP_BPE_MAX_ID, or no start and end word. Bytes, and what merges make, that the
+ * words leave out are unknown: they get the end's id. */
 int clip_bpe_new(struct clip_bpe **out, const char *merges, size_t merges_bytes, const struct clip_bpe_word *word,
                  int n_word, struct err *e);
 void clip_bpe_free(struct clip_bpe *b);
