@@ -100,7 +100,7 @@ PRIVATE := $(addprefix core/,banned.h poison.h op/common.h op/product.h diffusio
     lora_keys.h checkpoint_keys.h model_shapes.h)
 HEADERS := $(filter-out $(PRIVATE),$(wildcard kernels/kern.h kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
-FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/fuzz tests/demo,$d/*.[ch]))
+FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/*,$d/*.[ch]))
 
 # ---- building ----
 .PHONY: all check demo deps install uninstall bench asan fuzz lint format golden info clean FORCE

@@ -52,7 +52,8 @@ same_files() {
 
 ok 'install succeeds' run_make install
 ok 'library, headers, manual and unicon.pc are there' here lib/libunicon.a lib/pkgconfig/unicon.pc \
-    include/unicon/kernels/kern.h include/unicon/core/tape.h include/unicon/core/op/op.h share/man/man7/unicon.7
+    include/unicon/kernels/kern.h include/unicon/core/tape.h include/unicon/core/op/op.h share/man/man7/unicon.7 \
+    include/unicon/store/base_model.h include/unicon/jobs/spec.h share/man/man1/unicon-sample.1 bin/unicon-sample
 files | sort >"$tmp/first"
 ok 'a second install changes nothing' run_make install
 ok 'the same files as before' same_files

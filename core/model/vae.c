@@ -319,15 +319,15 @@ static struct tensor *blocks(struct tape *t, const struct vae *v, const struct c
     return x;
 }
 
-/* Stages on the way down: only what is halved stays. */
-static struct tensor *way_down(struct tape *t, struct vae *v, struct tensor *x, struct err *e)
+/* The stages of a coder, with the map halved or doubled from each to the next: only that result stays. */
+static struct tensor *stages(struct tape *t, struct vae *v, struct coder *c, bool up, struct tensor *x, struct err *e)
 {
-    struct coder *c = &v->encoder;
+    const int n = v->config.n_stage;
 
-    for (int s = 0; s < v->config.n_stage && x; s++) {
+    for (int s = 0; s < n && x; s++) {
         struct stage *a = &c->stage[s];
-        const int64_t H = x->dim[1] / 2, W = x->dim[2] / 2, C = v->config.width[s];
-        struct tensor *y = a->has_sampler ? map_new(t, x, H, W, C, e) : NULL;
+        const int64_t H = up ? 2 * x->dim[1] : x->dim[1] / 2, W = up ? 2 * x->dim[2] : x->dim[2] / 2;
+        struct tensor *y = a->has_sampler ? map_new(t, x, H, W, v->config.width[up ? n - 1 - s : s], e) : NULL;
         const struct tape_mark m = tape_mark(t);
 
         if ((a->has_sampler && !y) || !(x = blocks(t, v, c, a, x, e)))
@@ -335,28 +335,7 @@ static struct tensor *way_down(struct tape *t, struct vae *v, struct tensor *x, 
         if (!a->has_sampler)
             break;
         tape_into(t, y);
-        x = op_conv(t, x, NULL, &a->sampler, halve, NULL, NULL, e);
-        tape_release(t, m);
-    }
-    return x;
-}
-
-static struct tensor *way_up(struct tape *t, struct vae *v, struct tensor *x, struct err *e)
-{
-    struct coder *c = &v->decoder;
-
-    for (int s = 0; s < v->config.n_stage && x; s++) {
-        struct stage *a = &c->stage[s];
-        const int64_t H = 2 * x->dim[1], W = 2 * x->dim[2], C = v->config.width[v->config.n_stage - 1 - s];
-        struct tensor *y = a->has_sampler ? map_new(t, x, H, W, C, e) : NULL;
-        const struct tape_mark m = tape_mark(t);
-
-        if ((a->has_sampler && !y) || !(x = blocks(t, v, c, a, x, e)))
-            return NULL;
-        if (!a->has_sampler)
-            break;
-        tape_into(t, y);
-        x = op_upsample_conv(t, x, &a->sampler, H, W, e);
+        x = up ? op_upsample_conv(t, x, &a->sampler, H, W, e) : op_conv(t, x, NULL, &a->sampler, halve, NULL, NULL, e);
         tape_release(t, m);
     }
     return x;
@@ -369,7 +348,7 @@ static struct tensor *encode(struct tape *t, struct vae *v, struct tensor *image
     const struct norm_conv last = { &c->conv_norm_out, &c->conv_out, NULL, NULL };
     struct tensor *x, *h;
 
-    if (!(x = op_conv(t, image, NULL, &c->conv_in, same, NULL, NULL, e)) || !(x = way_down(t, v, x, e))
+    if (!(x = op_conv(t, image, NULL, &c->conv_in, same, NULL, NULL, e)) || !(x = stages(t, v, c, false, x, e))
         || !(x = middle(t, v, &c->mid, x, e)) || !(h = map_new(t, x, x->dim[1], x->dim[2], c->conv_out.Co, e))
         || !(h = norm_conv(t, v, x, &last, h, e)))
         return NULL;
@@ -385,7 +364,7 @@ static struct tensor *decode(struct tape *t, struct vae *v, struct tensor *z, st
 
     if (!(x = op_linear(t, z, &c->quant_conv, NULL, 0, NULL, e))
         || !(x = op_conv(t, x, NULL, &c->conv_in, same, NULL, NULL, e)) || !(x = middle(t, v, &c->mid, x, e))
-        || !(x = way_up(t, v, x, e)) || !(y = map_new(t, x, x->dim[1], x->dim[2], c->conv_out.Co, e)))
+        || !(x = stages(t, v, c, true, x, e)) || !(y = map_new(t, x, x->dim[1], x->dim[2], c->conv_out.Co, e)))
         return NULL;
     return norm_conv(t, v, x, &last, y, e);
 }
