@@ -1,6 +1,6 @@
 """Latents that diffusers' pipelines make with the tiny models of tiny.py in float32: text to image, image to image and
-inpainting, 20 steps with guidance, every sampler. Writes pipelines.safetensors; tests/t_sample.c runs unicon-sample with
-the same options.
+inpainting, 20 steps with guidance, every sampler. Writes pipelines.safetensors; tests/t_sample.c runs unicon-sample
+with the same options.
 """
 import json
 import os
@@ -80,8 +80,8 @@ def main():
                 z = pipe(height=H, width=W, generator=seed(), **run).images
                 file.put(case + "_text.y", z)
                 if name == "ddim" and not eta:
-                    image = pipe.image_processor.postprocess(pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample.detach(),
-                                                             output_type="pt")
+                    image = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample.detach()
+                    image = pipe.image_processor.postprocess(image, output_type="pt")
                     file.put(case + "_text.image", image)
                 pipe = StableDiffusionImg2ImgPipeline(scheduler=scheduler(), **common)
                 pipe.set_progress_bar_config(disable=True)
