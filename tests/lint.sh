@@ -18,7 +18,7 @@ below_cmd() {
 }
 texts() {
     find kernels core store jobs cmd tests man .ci Makefile README.md LICENSE .gitignore -type f 2>/dev/null |
-        grep -vE '/corpus/|/builtin/|\.(safetensors|png|jpg|tiff?|ppm|bin|tap)$' | sort
+        grep -vE '/corpus/|/builtin/|^tests/reference/.*\.txt$|\.(safetensors|png|jpg|tiff?|ppm|bin|tap)$' | sort
 }
 
 # file:line:code of the files on stdin, comments and strings blanked; a // comment is left as //.
