@@ -1,5 +1,5 @@
-/* tests/t_pipeline.c: a run from inside: what a dry run says it needs is what it needs, stopping at any tick and failing
- * at any allocation end cleanly. */
+/* tests/t_pipeline.c: a run from inside: what a dry run says it needs is what it needs, stopping at any tick and
+ * failing at any allocation end cleanly. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -160,8 +160,8 @@ static void test_faults(struct setting *s)
             tap_note("allocation %ld of %ld: %s", i, total, e.text);
     }
     arena_fault_at(0);
-    tap_ok(ok && n_failed > 100, "%d of %ld allocations failed in turn: each is out of memory and nothing else", n_failed,
-           total);
+    tap_ok(ok && n_failed > 100, "%d of %ld allocations failed in turn: each is out of memory and nothing else",
+           n_failed, total);
 }
 
 static void test_refusals(struct setting *s)

@@ -200,8 +200,8 @@ static void make_pictures(void)
     image_free(&m);
 }
 
-#define COMMON "--dtype", "f32", "--width", "48", "--height", "64", "--steps", "20", "--cfg", "7.5", "--rng", "torch-cpu", \
-    "--seed", "4321", "--save-latents", at("z.safetensors"), "-o", at("z.png")
+#define COMMON "--dtype", "f32", "--width", "48", "--height", "64", "--steps", "20", "--cfg", "7.5", "--rng", \
+    "torch-cpu", "--seed", "4321", "--save-latents", at("z.safetensors"), "-o", at("z.png")
 
 static void test_diffusers(const char *model)
 {
@@ -304,8 +304,8 @@ static void test_noise_file(void)
 
     a = SAMPLE(at("sd1"), SMALL, "--count", "2", "--sampler", "ddim", "--steps", "2", "--save-latents", at("n"), "-o",
                at("a.png"));
-    b = SAMPLE(at("sd1"), SMALL, "--count", "2", "--sampler", "ddim", "--noise", at("n"), "--seed", "1", "--save-latents",
-               at("p"), "-o", at("b.png"));
+    b = SAMPLE(at("sd1"), SMALL, "--count", "2", "--sampler", "ddim", "--noise", at("n"), "--seed", "1",
+               "--save-latents", at("p"), "-o", at("b.png"));
     a = SAMPLE(at("sd1"), SMALL, "--count", "2", "--sampler", "ddim", "--noise", at("n"), "--seed", "99",
                "--save-latents", at("q"), "-o", at("b.png"));
     tap_ok(!a.status && !b.status && same_latents(at("p"), at("q")) && !same_latents(at("n"), at("p")),
@@ -320,8 +320,8 @@ static void test_held(void)
 {
     struct result a = SAMPLE(at("sd1"), SMALL, "--x", at("x.png"), "--x-noise", "0", "--x-sample", "mode", "-o",
                              at("a.png"), "--save-latents", at("a"));
-    struct result b = SAMPLE(at("sd1"), SMALL, "--x", at("x.png"), "--x-noise", "0", "--x-sample", "mode", "--seed", "9",
-                             "--steps", "7", "-o", at("b.png"), "--save-latents", at("b"));
+    struct result b = SAMPLE(at("sd1"), SMALL, "--x", at("x.png"), "--x-noise", "0", "--x-sample", "mode", "--seed",
+                             "9", "--steps", "7", "-o", at("b.png"), "--save-latents", at("b"));
 
     tap_ok(!a.status && !b.status && same_latents(at("a"), at("b")), "x without noise is held, whatever seed and steps"
            " %s%s", a.err, b.err);
@@ -377,8 +377,8 @@ static void test_stop(void)
         image_free(&m);
     }
     snprintf(command, sizeof command, "test $(ls -A %s | wc -l) = %d", at("stop"), n);
-    tap_ok(r.status == 130 && n >= 4 && !bad && !system(command), "SIGINT: exit %d, %d whole pictures and nothing else %s",
-           r.status, n, r.err);
+    tap_ok(r.status == 130 && n >= 4 && !bad && !system(command),
+           "SIGINT: exit %d, %d whole pictures and nothing else %s", r.status, n, r.err);
 }
 
 int main(void)
