@@ -137,7 +137,8 @@ ok 'no such base' wrong 1 "--base 'runwayml/nowhere'|no such file" --base runway
 ok 'a base that is text' wrong 1 "'text'|safetensors" --base text
 ok 'a base that is empty' wrong 1 "'empty'|safetensors" --base empty
 ok 'a directory that is no model' wrong 1 'dir/model_index.json|No such file' --base dir
-ok 'SDXL as a directory' wrong 1 "'xl|StableDiffusionXLPipeline|text_encoder_2|only Stable Diffusion 1.x and 2.x" --base xl
+ok 'SDXL as a directory' wrong 1 "'xl|StableDiffusionXLPipeline|text_encoder_2|only Stable Diffusion 1.x and 2.x" \
+    --base xl
 ok 'SD3 as a directory' wrong 1 "'sd3|StableDiffusion3Pipeline|transformer|only" --base sd3
 ok 'SDXL as a file' wrong 1 "'xl.safetensors'|Stable Diffusion XL|only" --base xl.safetensors
 ok 'a text encoder alone' wrong 1 "'text.safetensors'|text encoder alone|only" --base text.safetensors
@@ -167,13 +168,15 @@ done
 ok 'a VAE that is none' wrong 1 "VAE 'latents'" --base "$base" --vae latents
 ok 'a LoRA that is none' wrong 1 "LoRA 'latents'|nothing in the file is a LoRA" --base "$base" --lora latents
 for weight in abc nan 1e999 0.5x; do
-    ok "a LoRA of weight $weight" wrong 2 "--lora 'latents:$weight'|'$weight' is not a weight|PATH:NUMBER" --base "$base" \
+    ok "a LoRA of weight $weight" wrong 2 "--lora 'latents:$weight'|'$weight' is not a weight|PATH:NUMBER" \
+        --base "$base" \
         --lora "latents:$weight"
 done
 ok 'a LoRA without its weight' wrong 2 "--lora 'latents:'|no weight" --base "$base" --lora latents:
 ok 'noise of another size' wrong 1 "--noise 'latents'|(1,4,2,2)|(4,3,2)" --base "$base" --width 16 --height 24 \
     --noise latents
-ok 'noise of another name' wrong 1 "--noise 'text.safetensors'|no tensor named 'x'" --base "$base" --noise text.safetensors
+ok 'noise of another name' wrong 1 "--noise 'text.safetensors'|no tensor named 'x'" \
+    --base "$base" --noise text.safetensors
 ok "another program's picture" wrong 1 "--replay 'foreign.png'|no spec" --replay foreign.png
 ok "a picture with another program's spec" wrong 1 "--replay 'other.png'|spec|does not say" --replay other.png
 ok 'a spec with a wrong value' wrong 1 "--replay 'bad.json'|steps" --replay bad.json
@@ -190,11 +193,13 @@ ok 'a spec of a later version' wrong 1 "--replay 'later.json'|99" --replay later
     ok '--eta with another sampler' wrong 2 '--eta|ddim|euler' $small --sampler euler --eta 0.5
     ok 'more layers left out than there are' wrong 2 '--clip-skip 3|3 layers' $small --clip-skip 3
     for sampler in ddim ddpm dpm++2m pndm; do
-        ok "1000 steps of $sampler" wrong 2 "$sampler|1000 steps|take fewer steps" $small --sampler $sampler --steps 1000
+        ok "1000 steps of $sampler" wrong 2 "$sampler|1000 steps|take fewer steps" \
+            $small --sampler $sampler --steps 1000
     done
     ok 'too little memory' wrong 1 '1 picture at a time|1.0 MiB is allowed|smaller size' $small --memory 1M
     ok 'too little memory, by a byte' wrong 1 '1 bytes is allowed' $small --memory 1
-    ok 'too little memory for a plan' wrong 1 '3 pictures at a time|smaller --batch' $small --count 3 --batch 3 --memory 1M \
+    ok 'too little memory for a plan' wrong 1 '3 pictures at a time|smaller --batch' \
+        $small --count 3 --batch 3 --memory 1M \
         --plan
     ok 'too many threads' wrong 2 "--threads '1025'|1024" $small --threads 1025
     for device in gpu null cpux '' cpu:none; do
@@ -218,7 +223,8 @@ done
     ok '--out is a directory' wrong 2 "--out 'dir.png'|directory" $small -o dir.png
     ok '--save-latents is a directory' wrong 2 "--save-latents 'dir'|directory" $small --save-latents dir
     ok '--save-latents names a directory' wrong 2 "--save-latents 'dir/'|directory" $small --save-latents dir/
-    ok '--save-latents over the picture' wrong 2 "--save-latents 'out.png'|picture|.safetensors" $small --save-latents out.png
+    ok '--save-latents over the picture' wrong 2 "--save-latents 'out.png'|picture|.safetensors" \
+        $small --save-latents out.png
 }
 chmod a-w "$work/shut"
 chmod -R a+rX "$tmp"
