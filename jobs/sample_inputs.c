@@ -207,7 +207,7 @@ static int load_noise(struct sample_inputs *in, const struct spec *spec, struct 
     rc = weights_file_open(&f, path, e);
     if (rc)
         err_in(e, "--noise");
-    else if ((rc = take_noise(in, f, spec_int(spec, "noise-row"), e)))
+    else if ((rc = take_noise(in, f, spec_is_set(spec, "noise-row") ? spec_int(spec, "noise-row") : -1, e)))
         err_in(e, "--noise '%s'", path);
     weights_file_close(f);
     return rc;
@@ -247,7 +247,7 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     if (!spec_text(spec, "x") && (in->request.x_noise < 1 || spec_text(spec, "x-mask")))
         return err_set(e, E_ARG, "--%s says what to do with a picture: say which, --x IMAGE",
                        in->request.x_noise < 1 ? "x-noise" : "x-mask");
-    if (spec_is_set(spec, "noise-row") && spec_int(spec, "noise-row") >= 0 && !spec_text(spec, "noise"))
+    if (spec_is_set(spec, "noise-row") && !spec_text(spec, "noise"))
         return err_set(e, E_ARG, "--noise-row is a row of a file: say which, --noise FILE");
     if (spec_is_set(spec, "eta") && in->request.eta > 0 && in->request.sampler != SAMPLER_DDIM)
         return err_set(e, E_ARG, "--eta is for --sampler ddim, not %s", spec_text(spec, "sampler"));

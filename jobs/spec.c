@@ -485,7 +485,7 @@ static int check_key(const struct spec_kind *kind, int i, struct err *e)
         return err_set(e, E_BUG, "key '%s' has a name that is taken", k->name);
     if (chooses != !!k->choices || (takes && !chooses) != !!k->value)
         return err_set(e, E_BUG, "key '%s' has choices or a word for its value that do not fit", k->name);
-    if ((ranged ? !(k->low < k->high) : k->low != 0 || k->high != 0) || (ranged && !k->standard))
+    if (ranged ? !(k->low < k->high) : k->low != 0 || k->high != 0)
         return err_set(e, E_BUG, "key '%s' has a range or default that does not fit", k->name);
     if (k->standard && (k->type == SPEC_FLAG || k->type == SPEC_LIST || !read_value(k, k->standard, &v)))
         return err_set(e, E_BUG, "key '%s': its default '%s' is no value", k->name, k->standard);

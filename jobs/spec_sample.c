@@ -57,8 +57,8 @@ static const struct spec_key sample_keys[] = {
       .help = "random numbers: our own, or those of a diffusers run" },
     { .name = "noise", .type = SPEC_PATH, .value = "FILE",
       .help = "initial noise from a safetensors file instead (float32, NCHW, named x)" },
-    { .name = "noise-row", .type = SPEC_INT, .value = "N", .standard = "-1", .high = 99999,
-      .help = "row of that file for a single picture; -1 is one for each" },
+    { .name = "noise-row", .type = SPEC_INT, .value = "N", .high = 99999,
+      .help = "row of that file for a single picture, from 0; otherwise one for each" },
 
     { .group = "Output", .name = "out", .type = SPEC_PATH, .value = "PATH", .standard = "out.png", .letter = 'o',
       .help = "file to write: .png, .jpg or .tif; numbered where there are several" },

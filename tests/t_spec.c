@@ -28,7 +28,7 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "count", SPEC_INT, "1" }, { "batch", SPEC_INT, "1" }, { "seed", SPEC_UINT64, "0" },
     { "rng", SPEC_CHOICE, "philox" }, { "noise", SPEC_PATH, NULL }, { "save-latents", SPEC_PATH, NULL },
     { "exif", SPEC_CHOICE, "on" }, { "x-sample", SPEC_CHOICE, "sample" }, { "out", SPEC_PATH, "out.png" },
-    { "dtype", SPEC_CHOICE, "auto" }, { "noise-row", SPEC_INT, "-1" },
+    { "dtype", SPEC_CHOICE, "auto" }, { "noise-row", SPEC_INT, NULL },
 };
 
 static void test_tables(void)
