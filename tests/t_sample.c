@@ -327,6 +327,19 @@ static void test_held(void)
            " %s%s", a.err, b.err);
 }
 
+/* Latents of 52 x 79: both sides are odd at some level of the UNet. */
+static void test_odd(void)
+{
+    struct image m = { 0 };
+    struct err e = { 0 };
+    struct result r = SAMPLE(at("sd1"), "--width", "416", "--height", "632", "--steps", "1", "--cfg", "1", "-o",
+                             at("odd.tif"));
+    const bool ok = !r.status && !image_load(&m, at("odd.tif"), true, &e) && m.W == 416 && m.H == 632;
+
+    tap_ok(ok, "416 x 632 pixels %s%s", r.err, e.text);
+    image_free(&m);
+}
+
 /* ---- plan, stop ---- */
 
 static void test_plan(void)
@@ -403,6 +416,7 @@ int main(void)
     test_same();
     test_noise_file();
     test_held();
+    test_odd();
     test_plan();
     test_stop();
     golden_close(golden);
