@@ -153,7 +153,8 @@ static struct tensor *denoise(struct run *r, struct unet *u, const char *model, 
     time = input(r, want(model, full), F32);
     snprintf(full, sizeof full, "%s.text", name);
     words = input(r, want(model, full), r->l.type);
-    return unet_text(&r->t, u, words, &text, &r->e) ? NULL : unet_forward(&r->t, u, *x, time, &text, &r->e);
+    return unet_text(&r->t, u, words, NULL, &text, &r->e) ? NULL
+        : unet_forward(&r->t, u, *x, time, &text, NULL, &r->e);
 }
 
 static void test_unet(const char *device, enum dtype type, const char *model)

@@ -118,7 +118,7 @@ static int take_text(struct batch *b, struct err *e)
                                                &(struct kview4){ { 1, 1, b->n, n }, { 0, 0, 0, 1 } })))
             return e->code;
     words = op_cast(b->t, words, r->type, e);
-    return words ? unet_text(b->t, r->unet, words, &b->text, e) : e->code;
+    return words ? unet_text(b->t, r->unet, words, NULL, &b->text, e) : e->code;
 }
 
 /* z = a x0 + b noise at step i */
@@ -162,7 +162,7 @@ static struct tensor *predict(struct batch *b, int i, struct err *e)
                    kern(b)->axpby(ctx(b), (float *)in->data + half * n, scale, b->z->data, 0, NULL, F32, n)))
             return NULL;
     if (op_run(e, "time", kern(b)->fill(ctx(b), b->time->data, F32, b->rows, (float)r->sampler.time[i]))
-        || !(in = op_cast(t, in, r->type, e)) || !(y = unet_forward(t, r->unet, in, b->time, &b->text, e))
+        || !(in = op_cast(t, in, r->type, e)) || !(y = unet_forward(t, r->unet, in, b->time, &b->text, NULL, e))
         || !(y = op_cast(t, y, F32, e)))
         return NULL;
     if (!r->guided)

@@ -17,27 +17,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/model/transformer.h"
+
 enum { MAX_SKIP = 1 + UNET_MAX_STAGE * (UNET_MAX_LAYERS + 1) };
 
-static const float norm_eps_transformer = 1e-6f, layer_norm_eps = 1e-5f;
 static const struct op_conv_geom same = { 1, 1, 1, 1, 1 }, halve = { 2, 1, 1, 1, 1 };
 
 struct resnet {                                     /* R(i,o) */
     struct norm norm1, norm2;
     struct weight conv1, time_emb_proj, conv2, conv_shortcut;
     bool has_shortcut;                              /* i != o */
-};
-
-struct attention {
-    struct weight to_q, to_k, to_v, to_out;         /* (C,C); to_k and to_v of text (C,cross) */
-};
-
-struct transformer {                                /* T(C) with one block */
-    struct norm norm, norm1, norm2, norm3;
-    struct weight proj_in, proj_out, ff_proj, ff_out;
-    struct attention attn1, attn2;
-    int64_t heads;
-    int text;                                       /* its place in struct unet_text */
 };
 
 struct stage {
@@ -55,6 +44,7 @@ struct unet {
     struct resnet mid[2];
     struct transformer mid_attention;
     struct transformer *text[UNET_MAX_BLOCK];       /* in the order of the forward pass */
+    const char *block_name[UNET_MAX_BLOCK];
     int n_text;
 };
 
@@ -123,6 +113,14 @@ static void bind_attention(struct layers *l, struct attention *a, int64_t C, int
     layer_linear(l, &a->to_out, C, C, true, "%s.to_out.0", name);
 }
 
+static const char *copy_name(struct layers *l, const char *name)
+{
+    const size_t n = strlen(name) + 1;
+    char *p = arena_push(&l->mem->meta, n, &l->failed);
+
+    return p ? memcpy(p, name, n) : NULL;
+}
+
 static void bind_transformer(struct layers *l, struct unet *u, struct transformer *a, int64_t C, int64_t heads,
                              const char *name)
 {
@@ -130,7 +128,9 @@ static void bind_transformer(struct layers *l, struct unet *u, struct transforme
 
     snprintf(block, sizeof block, "%s.transformer_blocks.0", name);
     a->heads = heads;
-    a->text = u->n_text;
+    a->groups = u->config.norm_num_groups;
+    a->block = u->n_text;
+    u->block_name[u->n_text] = copy_name(l, block);
     u->text[u->n_text++] = a;
     layer_norm(l, &a->norm, C, "%s.norm", name);
     layer_linear(l, &a->proj_in, C, C, true, "%s.proj_in", name);
@@ -255,6 +255,7 @@ struct pass {
     struct unet *u;
     struct tensor *emb;                             /* (B,4 width) after its SiLU: what every resnet takes */
     const struct unet_text *text;
+    const struct joint_run *run;
     struct tensor *skip[MAX_SKIP];
     int n_skip;
 };
@@ -292,83 +293,10 @@ static struct tensor *resnet(struct pass *p, struct resnet *r, struct tensor *x,
     return y;
 }
 
-/* h + to_out(attention); without gradients in place of h. n: the normed h; k, v of what is attended to. */
-static struct tensor *attend(struct pass *p, struct attention *a, int64_t heads, struct tensor *h, struct tensor *n,
-                             struct tensor *k, struct tensor *v, struct err *e)
-{
-    struct tape *t = p->t;
-    struct tensor *o, *q = linear(t, n, &a->to_q, e);
-
-    if (!q || !(o = op_attention(t, q, k, v, heads, 0, false, e)))
-        return NULL;
-    if (!t->recording)
-        tape_into(t, h);
-    return op_linear(t, o, &a->to_out, NULL, 0, &(struct op_epilogue){ .residual = h }, e);
-}
-
-/* The tokens of a map attend to each other; h (B,T,C), changed in place where nothing is recorded. */
-static struct tensor *self_attention(struct pass *p, struct transformer *a, struct tensor *h, struct err *e)
-{
-    struct tape *t = p->t;
-    const struct tape_mark m = tape_mark(t);
-    struct tensor *n, *k, *v;
-
-    if (!(n = op_layer_norm(t, h, a->norm1.gamma, a->norm1.beta, layer_norm_eps, e))
-        || !(k = linear(t, n, &a->attn1.to_k, e)) || !(v = linear(t, n, &a->attn1.to_v, e))
-        || !(h = attend(p, &a->attn1, a->heads, h, n, k, v, e)))
-        return NULL;
-    tape_release(t, m);
-    return h;
-}
-
-static struct tensor *text_attention(struct pass *p, struct transformer *a, struct tensor *h, struct err *e)
-{
-    struct tape *t = p->t;
-    const struct tape_mark m = tape_mark(t);
-    struct tensor *n = op_layer_norm(t, h, a->norm2.gamma, a->norm2.beta, layer_norm_eps, e);
-
-    if (!n || !(h = attend(p, &a->attn2, a->heads, h, n, p->text->k[a->text], p->text->v[a->text], e)))
-        return NULL;
-    tape_release(t, m);
-    return h;
-}
-
-static struct tensor *feed_forward(struct pass *p, struct transformer *a, struct tensor *h, struct err *e)
-{
-    struct tape *t = p->t;
-    const struct tape_mark m = tape_mark(t);
-    const struct op_epilogue gated = { .act = K_ACT_GEGLU }, add = { .residual = h };
-    struct tensor *n;
-
-    if (!(n = op_layer_norm(t, h, a->norm3.gamma, a->norm3.beta, layer_norm_eps, e))
-        || !(n = op_linear(t, n, &a->ff_proj, NULL, 0, &gated, e)))
-        return NULL;
-    if (!t->recording)
-        tape_into(t, h);
-    h = op_linear(t, n, &a->ff_out, NULL, 0, &add, e);
-    tape_release(t, m);
-    return h;
-}
-
-/* x (B,H,W,C) -> y = x + proj_out(block(proj_in(norm x))) */
 static struct tensor *transformer(struct pass *p, struct transformer *a, struct tensor *x, struct tensor *y,
                                   struct err *e)
 {
-    const int64_t tokens[] = { x->dim[0], x->dim[1] * x->dim[2], x->dim[3] }, G = p->u->config.norm_num_groups;
-    const struct op_epilogue add = { .residual = x };
-    struct tape *t = p->t;
-    const struct tape_mark m = tape_mark(t);
-    struct tensor *h;
-
-    if (!(h = op_group_norm(t, x, a->norm.gamma, a->norm.beta, G, norm_eps_transformer, false, e))
-        || !(h = linear(t, h, &a->proj_in, e)) || !(h = op_reshape(t, h, 3, tokens, e))
-        || !(h = self_attention(p, a, h, e)) || !(h = text_attention(p, a, h, e))
-        || !(h = feed_forward(p, a, h, e)) || !(h = op_reshape(t, h, 4, x->dim, e)))
-        return NULL;
-    tape_into(t, y);
-    y = op_linear(t, h, &a->proj_out, NULL, 0, &add, e);
-    tape_release(t, m);
-    return y;
+    return transformer_forward(p->t, a, x, y, p->text->k[a->block], p->text->v[a->block], p->run, e);
 }
 
 /* Layer i of a stage over x, or over x joined with a skip: a resnet and, where the stage attends, a transformer. Only
@@ -468,15 +396,32 @@ static int check_inputs(const struct unet *u, const struct tensor *x, const stru
     return OK;
 }
 
+/* Rows that the inputs do not divide, and pairs of inputs that are not there. */
+static int check_run(const struct tensor *x, const struct joint_run *r, struct err *e)
+{
+    if (!r)
+        return OK;
+    if (r->n_input < 1 || r->n_input > JOINT_MAX_PAIR || r->n_pair < 0 || r->n_pair > JOINT_MAX_PAIR
+        || x->dim[0] % r->n_input)
+        return err_set(e, E_ARG, "UNet: %" PRId64 " rows cannot be those of %d inputs in %d pairs", x->dim[0],
+                       r->n_input, r->n_pair);
+    for (int i = 0; i < r->n_pair; i++)
+        if (r->pair[i].x < 0 || r->pair[i].x >= r->n_input || r->pair[i].y < 0 || r->pair[i].y >= r->n_input
+            || r->pair[i].x == r->pair[i].y || !r->pair[i].joint)
+            return err_set(e, E_ARG, "UNet: pair %d is of inputs %d and %d; there are %d", i, r->pair[i].x,
+                           r->pair[i].y, r->n_input);
+    return OK;
+}
+
 struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, struct tensor *time,
-                            const struct unet_text *text, struct err *e)
+                            const struct unet_text *text, const struct joint_run *run, struct err *e)
 {
     const int64_t G = u->config.norm_num_groups;
-    struct pass p = { .t = t, .u = u, .text = text };
+    struct pass p = { .t = t, .u = u, .text = text, .run = run };
     struct tensor *y, *h;
     struct tape_mark m;
 
-    if (check_inputs(u, x, time, text, e) || !(y = like_but(t, x, u->config.out_channels, e)))
+    if (check_inputs(u, x, time, text, e) || check_run(x, run, e) || !(y = like_but(t, x, u->config.out_channels, e)))
         return NULL;
     m = tape_mark(t);
     if (!(p.emb = time_embedding(t, u, time, x->type, e))
@@ -490,21 +435,27 @@ struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, st
     return y;
 }
 
-int unet_text(struct tape *t, struct unet *u, struct tensor *text, struct unet_text *out, struct err *e)
+int unet_places(struct unet *u, struct joint_place *out)
+{
+    for (int i = 0; i < u->n_text; i++)
+        out[i] = (struct joint_place){ u->block_name[i], u->text[i]->attn1.to_q.Co };
+    return u->n_text;
+}
+
+int unet_text(struct tape *t, struct unet *u, struct tensor *text, const struct joint_run *run, struct unet_text *out,
+              struct err *e)
 {
     char have[96];
+    int rc = OK;
 
     if (text->n_dim != 3 || text->dim[2] != u->config.cross_attention_dim || text->type != u->conv_in.pack_type)
         return err_set(e, E_ARG, "UNet: the text is %s, want %s (B,T,%" PRId64 "): is it of another model's encoder?",
                        tensor_text(text, have, sizeof have), dtype_name(u->conv_in.pack_type),
                        u->config.cross_attention_dim);
+    rc = check_run(text, run, e);
     out->n = 0;
-    for (int i = 0; i < u->n_text; i++) {
-        out->k[i] = linear(t, text, &u->text[i]->attn2.to_k, e);
-        out->v[i] = out->k[i] ? linear(t, text, &u->text[i]->attn2.to_v, e) : NULL;
-        if (!out->v[i])
-            return e ? e->code : E_NOMEM;
-    }
-    out->n = u->n_text;
-    return OK;
+    for (int i = 0; i < u->n_text && !rc; i++)
+        rc = transformer_text(t, u->text[i], text, run, &out->k[i], &out->v[i], e);
+    out->n = rc ? 0 : u->n_text;
+    return rc;
 }

@@ -3,13 +3,14 @@
  *
  *     struct unet *u;
  *     if (unet_new(&u, &config, &layers, e)) ...                  takes its weights from layers->weights by name
- *     if (unet_text(t, u, text, &kv, e)) ...                      keys and values of the prompts, once per run
- *     struct tensor *eps = unet_forward(t, u, x, time, &kv, e);   (B,H,W,4)
+ *     if (unet_text(t, u, text, NULL, &kv, e)) ...                      keys and values of the prompts, once per run
+ *     struct tensor *eps = unet_forward(t, u, x, time, &kv, NULL, e);   (B,H,W,4)
  *
  * Latents of any size from 1 x 1: where a side is odd, a level up is cropped to the skip connection that it meets. */
 #ifndef UNICON_CORE_MODEL_UNET_H
 #define UNICON_CORE_MODEL_UNET_H
 
+#include "core/joint.h"
 #include "core/layer.h"
 #include "core/op/op.h"
 
@@ -51,11 +52,17 @@ struct unet_text {
     struct tensor *k[UNET_MAX_BLOCK], *v[UNET_MAX_BLOCK];       /* (B,T,C) */
 };
 
-/* text (B,T,cross_attention_dim), of the UNet's type */
-int unet_text(struct tape *t, struct unet *u, struct tensor *text, struct unet_text *out, struct err *e);
+/* The blocks that joint attention stands beside, in that order; out has room for UNET_MAX_BLOCK. Returns how many. */
+int unet_places(struct unet *u, struct joint_place *out);
 
-/* x (B,H,W,in_channels) of the UNet's type, time (B) f32, text of B images -> (B,H,W,out_channels). */
+/* text (B,T,cross_attention_dim), of the UNet's type. run: which rows belong together, as for unet_forward; NULL:
+ * none. */
+int unet_text(struct tape *t, struct unet *u, struct tensor *text, const struct joint_run *run, struct unet_text *out,
+              struct err *e);
+
+/* x (B,H,W,in_channels) of the UNet's type, time (B) f32, text of B images -> (B,H,W,out_channels). run NULL: the base
+ * alone; else the rows of inputs lie together and attend across pairs as it says. */
 struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, struct tensor *time,
-                            const struct unet_text *text, struct err *e);
+                            const struct unet_text *text, const struct joint_run *run, struct err *e);
 
 #endif

@@ -112,9 +112,9 @@ static int run_pass(void *arg)
 
     tape_reset(&b->t);
     if (j->pass <= UNET_64_PAIR) {
-        if (unet_text(&b->t, j->unet, j->words, &j->kv, &b->e))
+        if (unet_text(&b->t, j->unet, j->words, NULL, &j->kv, &b->e))
             return -1;
-        j->y = unet_forward(&b->t, j->unet, j->x, j->time, &j->kv, &b->e);
+        j->y = unet_forward(&b->t, j->unet, j->x, j->time, &j->kv, NULL, &b->e);
     } else if (j->pass == DECODE)
         j->y = vae_decode(&b->t, j->vae, j->x, &b->e);
     else if (j->pass == ENCODE)

@@ -1,0 +1,322 @@
+/* tests/t_joint.c: joint attention of a pair in the UNet, on tiny weights, against what the published code computes
+ * (tests/reference/unicon.py): forward in float32 and bfloat16, gradients of the latents, one checkpoint and two. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/golden.h"
+#include "tests/tap.h"
+#include "tests/tiny.h"
+
+#define LEN(a) (sizeof(a) / sizeof *(a))
+
+enum { MAX_TENSOR = 512, MAX_ROW = 6 };
+
+static const double forward_f32 = 2e-5, gradient_f32 = 1e-4;
+static struct golden *golden;
+
+static void die(const char *what)
+{
+    printf("Bail out! %s\n", what);
+    exit(1);
+}
+
+/* ---- adapters, drawn from their names ---- */
+
+struct table {
+    struct weights w;
+    struct weights_entry entry[MAX_TENSOR];
+};
+
+struct adapters {
+    struct table xy, yx, y, post;
+};
+
+/* "unet.B.attn1n.to_q.lora.down.weight" as joint_new knows it: "B.attn1n.to_q.down.weight". */
+static char *plain_name(const char *key)
+{
+    const char *from = strncmp(key, "unet.", 5) ? key : key + 5, *lora = strstr(from, ".lora.");
+    char *out = malloc(strlen(from) + 1);
+
+    if (!out)
+        die("out of memory");
+    if (lora)
+        sprintf(out, "%.*s.%s", (int)(lora - from), from, lora + 6);
+    else
+        strcpy(out, from);
+    return out;
+}
+
+static void add(struct table *t, const char *full, const char *key, int64_t rows, int64_t columns)
+{
+    struct weights_entry *w = &t->entry[t->w.n++];
+    float *v = malloc(sizeof *v * (size_t)(rows * columns));
+    double scale = 0.25;
+
+    if (t->w.n > MAX_TENSOR || !v)
+        die("too many tensors");
+    if (strstr(key, "lora.down"))
+        scale = exp2(-rint(log2((double)columns) / 2));
+    else if (!strstr(key, "lora.up"))
+        scale = exp2(-(1 + rint(log2((double)columns) / 2)));
+    golden_draw(v, rows * columns, full, GOLDEN_SEED, scale);
+    *w = (struct weights_entry){ .name = plain_name(key), .type = STORED_F32, .n_dim = 2, .dim = { rows, columns },
+                                 .stride = { columns, 1 }, .data = v };
+    t->w.entry = t->entry;
+}
+
+static struct adapters *adapters_open(const char *checkpoint)
+{
+    struct adapters *a = calloc(1, sizeof *a);
+    FILE *f = fopen("tests/reference/unicon.txt", "r");
+    char line[512], name[32], part[32], key[256], full[400];
+    long rows, columns;
+
+    if (!a || !f)
+        die("tests/reference/unicon.txt cannot be read");
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%31s %31s %255s %ld %ld", name, part, key, &rows, &columns) != 5 || strcmp(name, checkpoint))
+            continue;
+        snprintf(full, sizeof full, "%s.%s.%s", name, part, key);
+        add(!strcmp(part, "xy_lora") ? &a->xy : !strcmp(part, "yx_lora") ? &a->yx : !strcmp(part, "y_lora") ? &a->y
+            : &a->post, full, key, rows, columns);
+    }
+    fclose(f);
+    if (!a->post.w.n || weights_sort(&a->xy.w, NULL) || weights_sort(&a->yx.w, NULL) || weights_sort(&a->y.w, NULL)
+        || weights_sort(&a->post.w, NULL))
+        die("tests/reference/unicon.txt has no such checkpoint");
+    return a;
+}
+
+static void table_close(struct table *t)
+{
+    for (int i = 0; i < t->w.n; i++) {
+        free((void *)(uintptr_t)t->entry[i].name);
+        free((void *)(uintptr_t)t->entry[i].data);
+    }
+}
+
+static void adapters_close(struct adapters *a)
+{
+    table_close(&a->xy);
+    table_close(&a->yx);
+    table_close(&a->y);
+    table_close(&a->post);
+    free(a);
+}
+
+/* ---- a run ---- */
+
+struct bench {
+    struct device dev;
+    struct model_memory mem;
+    struct tape_memory tape_mem;
+    struct tape t;
+    struct tiny *tiny;
+    struct unet *unet;
+    struct layers l;
+    struct adapters *depth, *id;
+    struct err e;
+};
+
+static void begin(struct bench *b, enum dtype type)
+{
+    const struct tape_caps caps = { 1 << 26, (size_t)1 << 33, (size_t)1 << 33, (size_t)1 << 33 };
+    const struct unet_config c = tiny_unet_config("sd1");
+
+    memset(b, 0, sizeof *b);
+    b->tiny = tiny_open("sd1", "unet");
+    b->depth = adapters_open("depth");
+    b->id = adapters_open("id");
+    if (device_open(&b->dev, "cpu", 0, &b->e) || model_memory_init(&b->mem, &b->dev, 0, &b->e)
+        || tape_memory_init(&b->tape_mem, &b->dev, &caps, &b->e))
+        die(b->e.text);
+    tape_init(&b->t, &b->dev, &b->tape_mem);
+    layers_init(&b->l, &b->dev, type, &b->mem, &b->tiny->table);
+    if (unet_new(&b->unet, &c, &b->l, &b->e))
+        die(b->e.text);
+}
+
+static void end(struct bench *b)
+{
+    tape_memory_free(&b->tape_mem);
+    model_memory_free(&b->mem);
+    device_close(&b->dev);
+    tiny_close(b->tiny);
+    adapters_close(b->depth);
+    adapters_close(b->id);
+}
+
+static struct joint *joint(struct bench *b, struct adapters *a, enum joint_post kind, bool with_y)
+{
+    const struct joint_weights w = { &a->xy.w, &a->yx.w, with_y ? &a->y.w : NULL, &a->post.w, kind, 1 };
+    struct joint_place place[UNET_MAX_BLOCK];
+    const int n = unet_places(b->unet, place);
+    struct joint *j;
+
+    if (joint_new(&j, place, n, 64, &w, &b->l, &b->e))
+        die(b->e.text);
+    return j;
+}
+
+static const struct golden_tensor *want(const char *name, const char *of)
+{
+    char full[160];
+    const struct golden_tensor *g;
+
+    snprintf(full, sizeof full, "%s.%s", name, of);
+    g = golden_get(golden, full);
+    if (!g)
+        die(full);
+    return g;
+}
+
+/* Row r of ours in the golden's order: there inputs alternate within each half of the guidance batch. */
+static int64_t golden_row(int64_t r, int64_t rows, int n_input)
+{
+    const int64_t each = rows / n_input;
+
+    return r % each * n_input + r / each;
+}
+
+/* A golden (R,C,H,W), (R,T,D) or (R) as a tensor with rows in our order, channels last. */
+static struct tensor *input(struct bench *b, const struct golden_tensor *g, int n_input, enum dtype type)
+{
+    const int64_t R = g->dim[0], n = g->n / R, C = g->n_dim == 4 ? g->dim[1] : 1, P = n / C;
+    const int64_t dim[] = { R, g->n_dim == 4 ? g->dim[2] : g->dim[1], g->n_dim == 4 ? g->dim[3] : g->dim[2], C };
+    struct tensor *x = tensor_new(&b->mem.meta, &b->mem.model, type, g->n_dim, dim, &b->e);
+    float *v = malloc(sizeof *v * (size_t)g->n);
+
+    if (!x || !v)
+        die("out of memory");
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t p = 0; p < P; p++)
+            for (int64_t c = 0; c < C; c++)
+                v[r * n + p * C + c] = g->f[golden_row(r, R, n_input) * n + c * P + p];
+    dtype_from_f32(x->data, type, v, g->n);
+    free(v);
+    return x;
+}
+
+static double off(struct bench *b, const struct tensor *got, const struct golden_tensor *g, int n_input)
+{
+    struct tensor *w = input(b, g, n_input, F32);
+    float *v = malloc(sizeof *v * (size_t)g->n);
+    double d = 0, s = 0;
+
+    if (!got || !v || tensor_count(got) != g->n) {
+        tap_note("%s", got ? "another size" : b->e.text);
+        free(v);
+        return INFINITY;
+    }
+    dtype_to_f32(v, got->data, got->type, g->n);
+    for (int64_t i = 0; i < g->n; i++) {
+        const double x = ((float *)w->data)[i];
+        d += (v[i] - x) * (v[i] - x);
+        s += x * x;
+    }
+    free(v);
+    return sqrt(d / s);
+}
+
+static struct tensor *denoise(struct bench *b, const char *given, const struct joint_run *r, struct tensor *x)
+{
+    struct unet_text text;
+    struct tensor *time = input(b, want(given, "t"), r->n_input, F32);
+    struct tensor *words = input(b, want(given, "text"), r->n_input, b->l.type);
+
+    return unet_text(&b->t, b->unet, words, r, &text, &b->e) ? NULL
+        : unet_forward(&b->t, b->unet, x, time, &text, r, &b->e);
+}
+
+static const struct { const char *ending; float wx, wy; bool off; } variant[] = {
+    { "", 1, 1, false }, { "_off", 1, 1, true }, { "_uneven", 0.5f, 2, false },
+};
+
+static void check(struct bench *b, const char *name, struct joint_run r, const float *weights, bool gradients)
+{
+    for (size_t i = 0; i < LEN(variant); i++) {
+        struct tensor *x = input(b, want(name, "x"), r.n_input, b->l.type), *y, *dy;
+        const bool f32 = b->l.type == F32;
+        char full[64];
+        double error, most;
+
+        snprintf(full, sizeof full, "%s%s", name, variant[i].ending);
+        r.off = variant[i].off;
+        for (int p = 0; p < r.n_pair; p++) {
+            r.pair[p].wx = i == 2 ? variant[i].wx : weights ? weights[2 * p] : 1;
+            r.pair[p].wy = i == 2 ? variant[i].wy : weights ? weights[2 * p + 1] : 1;
+        }
+        y = denoise(b, name, &r, x);
+        error = off(b, y, want(full, "y"), r.n_input);
+        most = f32 ? forward_f32 : fmax(want(full, "noise")->f[2], 8) * 0x1p-8 * 1.5;
+        tap_ok(error <= most, "%s, %s: %.1e of %.0e", full, dtype_name(b->l.type), error, most);
+        tape_reset(&b->t);
+        if (!gradients || !f32)
+            continue;
+        tape_watch(x, NULL);
+        b->t.recording = true;
+        y = denoise(b, name, &r, x);
+        dy = input(b, want(full, "dy"), r.n_input, F32);
+        error = y && !tape_backward(&b->t, y, dy, &b->e) ? off(b, x->grad, want(full, "dx"), r.n_input) : INFINITY;
+        tap_ok(error <= gradient_f32, "%s: gradient of the latents: %.1e of %.0e %s", full, error, gradient_f32,
+               b->e.text);
+        b->t.recording = false;
+        tape_reset(&b->t);
+    }
+}
+
+static void test_type(enum dtype type)
+{
+    static const float two[] = { 1, 1, 0.5f, 0.75f };
+    struct bench b;
+    struct joint *depth, *depth_y, *id, *id_y;
+
+    begin(&b, type);
+    depth = joint(&b, b.depth, JOINT_CONV_FUSE, false);
+    depth_y = joint(&b, b.depth, JOINT_CONV_FUSE, true);
+    id = joint(&b, b.id, JOINT_CONV, false);
+    id_y = joint(&b, b.id, JOINT_CONV, true);
+    check(&b, "unet_depth", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, depth } }, 1, false }, NULL, true);
+    check(&b, "unet_depth_y", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, depth_y } }, 1, false }, NULL, true);
+    check(&b, "unet_id", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, id } }, 1, false }, NULL, true);
+    check(&b, "unet_id_y", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, id_y } }, 1, false }, NULL, true);
+    check(&b, "unet_two",
+          (struct joint_run){ 3, 2, { { 0, 1, 1, 1, depth_y }, { 0, 2, 0.5f, 0.75f, id } }, 1, false }, two, false);
+    end(&b);
+}
+
+/* A checkpoint for another UNet, and one with a tensor too few. */
+static void test_refusals(void)
+{
+    struct bench b;
+    struct joint_weights w;
+    struct joint_place place[UNET_MAX_BLOCK];
+    struct joint *j;
+    int n;
+    bool ok;
+
+    begin(&b, F32);
+    n = unet_places(b.unet, place);
+    w = (struct joint_weights){ &b.depth->xy.w, &b.depth->yx.w, &b.depth->y.w, &b.depth->post.w, JOINT_CONV, 1 };
+    ok = joint_new(&j, place, n, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "conv1n");
+    w.kind = JOINT_CONV_FUSE;
+    ok &= joint_new(&j, place, n, 48, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "y_lora");
+    b.depth->xy.w.n--;
+    ok &= joint_new(&j, place, n, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "lacks 1 tensor");
+    b.depth->xy.w.n++;
+    ok &= joint_new(&j, place, n - 1, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "does not know");
+    tap_ok(ok, "checkpoints that do not fit are told apart: %s", b.e.text);
+    end(&b);
+}
+
+int main(void)
+{
+    golden = golden_open("tests/reference/unicon.safetensors");
+    test_type(F32);
+    test_type(BF16);
+    test_refusals();
+    golden_close(golden);
+    return tap_done();
+}
