@@ -96,8 +96,8 @@ BENCH := $(wildcard tests/bench/*.c)
 TOOLS := $(patsubst tests/tool/%.c,$B/tool/%,$(wildcard tests/tool/*.c))
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
 PRIVATE := $(addprefix core/,banned.h poison.h op/common.h op/product.h diffusion/pipeline_run.h model/clip_table.h \
-    model/clip_words.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h unpickle.h exif.h \
-    lora_keys.h checkpoint_keys.h model_shapes.h)
+    model/clip_words.h model/transformer.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h \
+    unpickle.h exif.h lora_keys.h checkpoint_keys.h model_shapes.h torch_save.h unicon_tables.h)
 HEADERS := $(filter-out $(PRIVATE),$(wildcard kernels/kern.h kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/*,$d/*.[ch]))
@@ -213,7 +213,7 @@ bench: $(if $(BENCH),$B/bench)
 demo: $(DEMOS)
 	@mkdir -p demo; set -e; for d in $(DEMOS); do $$d demo/$$(basename $$d).ppm; done
 golden:
-	@set -e; for s in $(filter-out %/golden.py %/full.py %/unicon.py,$(wildcard tests/reference/*.py)); do $(PYTHON) $$s; done
+	@set -e; for s in $(filter-out %golden.py %full.py %unicon.py,$(wildcard tests/reference/*.py)); do $(PYTHON) $$s; done
 format:
 	clang-format -i $(FORMAT)
 
