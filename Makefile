@@ -97,7 +97,7 @@ TOOLS := $(patsubst tests/tool/%.c,$B/tool/%,$(wildcard tests/tool/*.c))
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
 PRIVATE := $(addprefix core/,banned.h poison.h op/common.h op/product.h diffusion/pipeline_run.h model/clip_table.h \
     model/clip_words.h model/transformer.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h \
-    unpickle.h exif.h lora_keys.h checkpoint_keys.h model_shapes.h torch_save.h unicon_tables.h)
+    unpickle.h exif.h lora_keys.h checkpoint_keys.h model_shapes.h unicon_tables.h)
 HEADERS := $(filter-out $(PRIVATE),$(wildcard kernels/kern.h kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
 FORMAT := $(wildcard $(foreach d,kernels core core/* store store/* jobs cmd tests tests/*,$d/*.[ch]))

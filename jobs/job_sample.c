@@ -92,7 +92,7 @@ static int picture_spec(const struct job *j, int64_t index, char **json, struct 
     rc = rc ? rc : spec_set(&one, "height", text, e);
     rc = rc ? rc : spec_set(&one, "dtype", dtype_name(j->type), e);
     snprintf(text, sizeof text, "%" PRId64, index);
-    if (j->in.request.noise_rows > 1)
+    if (j->in.request.input[0].noise_rows > 1)
         rc = rc ? rc : spec_set(&one, "noise-row", text, e);
     rc = rc ? rc : spec_set(&one, "count", "1", e);
     rc = rc ? rc : spec_set(&one, "batch", "1", e);
@@ -135,13 +135,15 @@ static int say_picture(const struct job *j, const char *path, uint64_t seed, str
     return OK;
 }
 
-static int take_image(void *ctx, int64_t index, const float *rgb, const float *latents, struct err *e)
+static int take_image(void *ctx, int64_t index, int input, const float *rgb, const float *latents, struct err *e)
 {
     struct job *j = ctx;
     const struct pipeline_request *q = &j->in.request;
     struct image m = { 0 };
     char path[MAX_PATH], *json = NULL;
     int rc = out_path(j, index, path, sizeof path, e);
+
+    (void)input;
 
     rc = rc ? rc : image_from_signed(&m, rgb, q->height, q->width, 3, PIXEL_U8, e);
     rc = rc ? rc : picture_spec(j, index, &json, e);

@@ -130,7 +130,7 @@ static int load_x(struct sample_inputs *in, const struct spec *spec, struct err 
     image_free(&fit);
     image_free(&rgb);
     image_free(&m);
-    in->request.x = in->x;
+    in->request.input[0].picture = in->x;
     return rc;
 }
 
@@ -155,7 +155,7 @@ static int load_mask(struct sample_inputs *in, const struct spec *spec, struct e
     image_free(&fit);
     image_free(&plain);
     image_free(&m);
-    in->request.x_mask = in->mask;
+    in->request.input[0].mask = in->mask;
     return rc;
 }
 
@@ -191,8 +191,8 @@ static int take_noise(struct sample_inputs *in, const struct weights_file *f, in
         for (int64_t c = 0; c < C; c++)
             in->noise[i * C + c] = plane[(i / HW * C + c) * HW + i % HW];
     free(plane);
-    in->request.noise = in->noise;
-    in->request.noise_rows = n;
+    in->request.input[0].noise = in->noise;
+    in->request.input[0].noise_rows = n;
     return rc;
 }
 
@@ -234,12 +234,13 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     const int r = spec_choice(spec, "rng");
 
     in->request = (struct pipeline_request){
-        .prompt = in->prompt, .negative = in->negative, .clip_skip = (int)spec_int(spec, "clip-skip"), .width = W,
+        .n_input = 1, .joint_scale = 1,
+        .input = { { .prompt = in->prompt, .negative = in->negative, .mode = spec_choice(spec, "x-sample") == 1 } },
+        .clip_skip = (int)spec_int(spec, "clip-skip"), .width = W,
         .height = H, .sampler = (enum sampler_kind)sampler_kind_of(spec_text(spec, "sampler")),
         .steps = (int)spec_int(spec, "steps"), .eta = spec_double(spec, "eta"), .cfg = spec_double(spec, "cfg"),
         .count = spec_int(spec, "count"), .batch = spec_int(spec, "batch"), .seed = spec_uint64(spec, "seed"),
         .rng = rng[r], .rng_type = type[r], .x_noise = spec_double(spec, "x-noise"),
-        .x_mode = spec_choice(spec, "x-sample") == 1,
     };
     if (W % f || H % f)
         return err_set(e, E_ARG, "%" PRId64 " x %" PRId64 " pixels: both sides have to be multiples of %" PRId64

@@ -5,13 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/adapters.h"
 #include "tests/golden.h"
 #include "tests/tap.h"
 #include "tests/tiny.h"
 
 #define LEN(a) (sizeof(a) / sizeof *(a))
-
-enum { MAX_TENSOR = 512, MAX_ROW = 6 };
 
 static const double forward_f32 = 2e-5, gradient_f32 = 1e-4;
 static struct golden *golden;
@@ -20,90 +19,6 @@ static void die(const char *what)
 {
     printf("Bail out! %s\n", what);
     exit(1);
-}
-
-/* ---- adapters, drawn from their names ---- */
-
-struct table {
-    struct weights w;
-    struct weights_entry entry[MAX_TENSOR];
-};
-
-struct adapters {
-    struct table xy, yx, y, post;
-};
-
-/* "unet.B.attn1n.to_q.lora.down.weight" as joint_new knows it: "B.attn1n.to_q.down.weight". */
-static char *plain_name(const char *key)
-{
-    const char *from = strncmp(key, "unet.", 5) ? key : key + 5, *lora = strstr(from, ".lora.");
-    char *out = malloc(strlen(from) + 1);
-
-    if (!out)
-        die("out of memory");
-    if (lora)
-        sprintf(out, "%.*s.%s", (int)(lora - from), from, lora + 6);
-    else
-        strcpy(out, from);
-    return out;
-}
-
-static void add(struct table *t, const char *full, const char *key, int64_t rows, int64_t columns)
-{
-    struct weights_entry *w = &t->entry[t->w.n++];
-    float *v = malloc(sizeof *v * (size_t)(rows * columns));
-    double scale = 0.25;
-
-    if (t->w.n > MAX_TENSOR || !v)
-        die("too many tensors");
-    if (strstr(key, "lora.down"))
-        scale = exp2(-rint(log2((double)columns) / 2));
-    else if (!strstr(key, "lora.up"))
-        scale = exp2(-(1 + rint(log2((double)columns) / 2)));
-    golden_draw(v, rows * columns, full, GOLDEN_SEED, scale);
-    *w = (struct weights_entry){ .name = plain_name(key), .type = STORED_F32, .n_dim = 2, .dim = { rows, columns },
-                                 .stride = { columns, 1 }, .data = v };
-    t->w.entry = t->entry;
-}
-
-static struct adapters *adapters_open(const char *checkpoint)
-{
-    struct adapters *a = calloc(1, sizeof *a);
-    FILE *f = fopen("tests/reference/unicon.txt", "r");
-    char line[512], name[32], part[32], key[256], full[400];
-    long rows, columns;
-
-    if (!a || !f)
-        die("tests/reference/unicon.txt cannot be read");
-    while (fgets(line, sizeof line, f)) {
-        if (sscanf(line, "%31s %31s %255s %ld %ld", name, part, key, &rows, &columns) != 5 || strcmp(name, checkpoint))
-            continue;
-        snprintf(full, sizeof full, "%s.%s.%s", name, part, key);
-        add(!strcmp(part, "xy_lora") ? &a->xy : !strcmp(part, "yx_lora") ? &a->yx : !strcmp(part, "y_lora") ? &a->y
-            : &a->post, full, key, rows, columns);
-    }
-    fclose(f);
-    if (!a->post.w.n || weights_sort(&a->xy.w, NULL) || weights_sort(&a->yx.w, NULL) || weights_sort(&a->y.w, NULL)
-        || weights_sort(&a->post.w, NULL))
-        die("tests/reference/unicon.txt has no such checkpoint");
-    return a;
-}
-
-static void table_close(struct table *t)
-{
-    for (int i = 0; i < t->w.n; i++) {
-        free((void *)(uintptr_t)t->entry[i].name);
-        free((void *)(uintptr_t)t->entry[i].data);
-    }
-}
-
-static void adapters_close(struct adapters *a)
-{
-    table_close(&a->xy);
-    table_close(&a->yx);
-    table_close(&a->y);
-    table_close(&a->post);
-    free(a);
 }
 
 /* ---- a run ---- */
@@ -150,7 +65,7 @@ static void end(struct bench *b)
 
 static struct joint *joint(struct bench *b, struct adapters *a, enum joint_post kind, bool with_y)
 {
-    const struct joint_weights w = { &a->xy.w, &a->yx.w, with_y ? &a->y.w : NULL, &a->post.w, kind, 1 };
+    const struct joint_weights w = { &a->xy, &a->yx, with_y ? &a->y : NULL, &a->post, kind, 1 };
     struct joint_place place[UNET_MAX_BLOCK];
     const int n = unet_places(b->unet, place);
     struct joint *j;
@@ -299,13 +214,13 @@ static void test_refusals(void)
 
     begin(&b, F32);
     n = unet_places(b.unet, place);
-    w = (struct joint_weights){ &b.depth->xy.w, &b.depth->yx.w, &b.depth->y.w, &b.depth->post.w, JOINT_CONV, 1 };
+    w = (struct joint_weights){ &b.depth->xy, &b.depth->yx, &b.depth->y, &b.depth->post, JOINT_CONV, 1 };
     ok = joint_new(&j, place, n, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "conv1n");
     w.kind = JOINT_CONV_FUSE;
     ok &= joint_new(&j, place, n, 48, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "y_lora");
-    b.depth->xy.w.n--;
+    b.depth->xy.n--;
     ok &= joint_new(&j, place, n, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "lacks 1 tensor");
-    b.depth->xy.w.n++;
+    b.depth->xy.n++;
     ok &= joint_new(&j, place, n - 1, 64, &w, &b.l, &b.e) == E_FORMAT && strstr(b.e.text, "does not know");
     tap_ok(ok, "checkpoints that do not fit are told apart: %s", b.e.text);
     end(&b);

@@ -17,11 +17,11 @@ struct sink {
     double sum;
 };
 
-static int take(void *ctx, int64_t index, const float *rgb, const float *latents, struct err *e)
+static int take(void *ctx, int64_t index, int input, const float *rgb, const float *latents, struct err *e)
 {
     struct sink *s = ctx;
 
-    (void)e, (void)latents;
+    (void)e, (void)latents, (void)input;
     s->n += index == s->n;
     s->sum += (double)rgb[0];
     return OK;
@@ -75,7 +75,9 @@ static void prepare(struct setting *s)
     s->mask[3] = 1;
     s->pipe = (struct pipeline_base){ &s->base->unet, &s->base->vae, &s->base->text, &s->base->schedule,
                                       &s->base->unet_weights, &s->base->vae_weights, &s->base->text_weights, NULL };
-    s->q = (struct pipeline_request){ .prompt = s->prompt, .negative = s->negative, .width = 48, .height = 32,
+    s->q = (struct pipeline_request){ .n_input = 1, .joint_scale = 1,
+                                      .input = { { .prompt = s->prompt, .negative = s->negative } },
+                                      .width = 48, .height = 32,
                                       .sampler = SAMPLER_EULER_A, .steps = 3, .cfg = 5, .count = 1, .batch = 1,
                                       .x_noise = 1 };
 }
@@ -202,14 +204,14 @@ int main(void)
     test_plan(&s, "batches of two and one", F32);
     s.q.count = s.q.batch = 1;
     test_flops(&s);
-    s.q.x = s.x;
-    s.q.x_mask = s.mask;
+    s.q.input[0].picture = s.x;
+    s.q.input[0].mask = s.mask;
     s.q.x_noise = 0.7;
     test_plan(&s, "image to image with a mask", F32);
     test_stops(&s);
     test_faults(&s);
-    s.q.x = NULL;
-    s.q.x_mask = NULL;
+    s.q.input[0].picture = NULL;
+    s.q.input[0].mask = NULL;
     s.q.x_noise = 1;
     test_refusals(&s);
     base_model_close(s.base);

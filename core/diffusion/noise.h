@@ -3,7 +3,7 @@
  *
  *     struct noise n;
  *     noise_init(&n, NOISE_TORCH_CPU, F32, 42);
- *     if (noise_draw(&n, dev, RNG_NOISE, 0, x, e)) ...            x (1,H,W,C) f32                             */
+ *     if (noise_draw(&n, dev, RNG_NOISE, 0, 0, x, work, e)) ...                                                */
 #ifndef UNICON_CORE_DIFFUSION_NOISE_H
 #define UNICON_CORE_DIFFUSION_NOISE_H
 
@@ -25,9 +25,10 @@ struct noise {
 
 void noise_init(struct noise *n, enum noise_kind kind, enum dtype type, uint64_t seed);
 
-/* Standard normals for x (1,H,W,C) f32, dense. Philox: the stream (seed, purpose, step, row 0) in x's own order. torch:
- * the sequence's next (1,C,H,W), turned. work: host arena, marked and released. */
-int noise_draw(struct noise *n, struct device *dev, enum rng_purpose purpose, uint32_t step, struct tensor *x,
-               struct arena *work, struct err *e);
+/* Standard normals for x (R,H,W,C) f32, dense. Philox: rows are the streams (seed, purpose, step, row), (.., row +
+ * 1), ..
+ * in x's own order. torch: the sequence's next (R,C,H,W), turned. work: host arena, marked and released. */
+int noise_draw(struct noise *n, struct device *dev, enum rng_purpose purpose, uint32_t step, uint64_t row,
+               struct tensor *x, struct arena *work, struct err *e);
 
 #endif

@@ -89,51 +89,72 @@ static int tick(struct run *r, const char *what, int64_t done, int64_t total, st
     return progress_tick(&r->sink->progress, what, done, total) ? err_set(e, E_CANCEL, "stopped while %s", what) : OK;
 }
 
-/* ---- text: (2,77,D), the negative prompt's first, or (1,77,D) ---- */
+/* ---- text: for each input (2,77,D), the negative prompt's first, or (1,77,D) ---- */
 
 static int encode_text(struct run *r, struct err *e)
 {
     const struct pipeline_request *q = r->q;
-    int32_t id[2 * PIPELINE_TOKENS];
+    int32_t id[2 * PAIR_MAX_INPUT * PIPELINE_TOKENS];
     struct stage *s = &r->stage[STAGE_TEXT];
     struct clip_text *m;
     struct tensor *y;
-    int rc = tick(r, "reading the prompt", 0, 1, e);
+    int rc = tick(r, "reading the prompt", 0, 1, e), n = 0;
 
-    memcpy(id, r->guided ? q->negative : q->prompt, sizeof *id * PIPELINE_TOKENS);
-    memcpy(id + PIPELINE_TOKENS, q->prompt, sizeof *id * PIPELINE_TOKENS);
+    for (int k = 0; k < q->n_input; k++) {
+        if (r->guided)
+            memcpy(id + PIPELINE_TOKENS * n++, q->input[k].negative, sizeof *id * PIPELINE_TOKENS);
+        memcpy(id + PIPELINE_TOKENS * n++, q->input[k].prompt, sizeof *id * PIPELINE_TOKENS);
+    }
     rc = rc ? rc : stage_open(r, STAGE_TEXT, F32, r->base->text_weights, LORA_TEXT, true, e);
     rc = rc ? rc : clip_text_new(&m, r->base->text, &s->l, e);
     if (rc)
         return rc;
-    y = clip_text_forward(&s->t, m, id, r->guided ? 2 : 1, q->clip_skip, e);
+    y = clip_text_forward(&s->t, m, id, n, q->clip_skip, e);
     r->words = y ? keep(r, y, e) : NULL;
     stage_close(r, STAGE_TEXT);
     return r->words ? tick(r, "reading the prompt", 1, 1, e) : e->code;
 }
 
-/* ---- the picture: moments (1,h,w,2L) ---- */
+/* ---- the pictures: moments (1,h,w,2L) of each input that has one ---- */
 
-static int encode_picture(struct run *r, struct err *e)
+static int encode_picture(struct run *r, struct vae *v, int k, struct err *e)
 {
-    const struct pipeline_request *q = r->q;
-    const int64_t size[] = { 1, q->height, q->width, 3 };
-    struct stage *s = &r->stage[STAGE_ENCODE];
-    struct vae *v;
-    struct tensor *x, *y;
-    int rc = tick(r, "encoding the picture", 0, 1, e);
+    const int64_t size[] = { 1, r->q->height, r->q->width, 3 };
+    struct tape *t = &r->stage[STAGE_ENCODE].t;
+    const struct tape_mark m = tape_mark(t);
+    struct tensor *x = tape_new(t, F32, 4, size, e), *y;
 
-    rc = rc ? rc : stage_open(r, STAGE_ENCODE, r->type, r->base->vae_weights, LORA_UNET, false, e);
-    rc = rc ? rc : vae_new(&v, r->base->vae, VAE_ENCODER, &s->l, e);
-    x = rc ? NULL : tape_new(&s->t, F32, 4, size, e);
     if (!x)
-        return rc ? rc : e->code;
+        return e->code;
     if (r->dev->kern->computes)
-        memcpy(x->data, q->x, tensor_bytes(x));
-    y = (x = op_cast(&s->t, x, r->type, e)) ? vae_encode(&s->t, v, x, e) : NULL;
-    r->moments = y ? keep(r, y, e) : NULL;
+        memcpy(x->data, r->q->input[k].picture, tensor_bytes(x));
+    y = (x = op_cast(t, x, r->type, e)) ? vae_encode(t, v, x, e) : NULL;
+    r->moments[k] = y ? keep(r, y, e) : NULL;
+    tape_release(t, m);
+    return r->moments[k] ? OK : e->code;
+}
+
+static int encode_pictures(struct run *r, struct err *e)
+{
+    struct stage *s = &r->stage[STAGE_ENCODE];
+    int n = 0, done = 0, rc = OK;
+    struct vae *v = NULL;
+
+    for (int k = 0; k < r->q->n_input; k++)
+        n += r->q->input[k].picture != NULL;
+    if (!n)
+        return OK;
+    rc = stage_open(r, STAGE_ENCODE, r->type, r->base->vae_weights, LORA_UNET, false, e);
+    rc = rc ? rc : vae_new(&v, r->base->vae, VAE_ENCODER, &s->l, e);
+    for (int k = 0; k < r->q->n_input && !rc; k++)
+        if (r->q->input[k].picture) {
+            rc = tick(r, "encoding pictures", done++, n, e);
+            rc = rc ? rc : encode_picture(r, v, k, e);
+        }
+    if (rc)
+        return rc;
     stage_close(r, STAGE_ENCODE);
-    return r->moments ? tick(r, "encoding the picture", 1, 1, e) : e->code;
+    return tick(r, "encoding pictures", n, n, e);
 }
 
 /* ---- latents to pixels ---- */
@@ -155,16 +176,18 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
     int rc = OK;
 
     for (int64_t b = 0; b < latents->dim[0] && !rc; b++) {
+        const int64_t i = b / r->q->n_input, k = b % r->q->n_input;
         const struct tape_mark m = tape_mark(&s->t);
         struct tensor *z, *y;
 
         rc = turns ? tick(r, "sampling", r->n_done, r->n_total, e) : tick(r, "decoding", b, latents->dim[0], e);
         if (rc)
             break;
-        if (!(z = op_rows(&s->t, latents, b, 1, e)) || !(y = vae_decode(&s->t, r->decoder, z, e)))
+        if (!(z = op_rows(&s->t, latents, k * (latents->dim[0] / r->q->n_input) + i, 1, e))
+            || !(y = vae_decode(&s->t, r->decoder, z, e)))
             return e->code;
         if (r->dev->kern->computes)
-            rc = r->sink->image(r->sink->ctx, first + b, y->data, z->data, e);
+            rc = r->sink->image(r->sink->ctx, first + i, (int)k, y->data, z->data, e);
         tape_release(&s->t, m);
         account(r, STAGE_DECODE);
     }
@@ -175,11 +198,26 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
 
 /* ---- batches ---- */
 
+/* The base, and each checkpoint that some pair names, once. */
 static int open_unet(struct run *r, struct err *e)
 {
-    const int rc = stage_open(r, STAGE_DENOISE, r->type, r->base->unet_weights, LORA_UNET, true, e);
+    struct layers *l = &r->stage[STAGE_DENOISE].l;
+    struct joint_place place[UNET_MAX_BLOCK];
+    int rc = stage_open(r, STAGE_DENOISE, r->type, r->base->unet_weights, LORA_UNET, true, e), n;
 
-    return rc ? rc : unet_new(&r->unet, r->base->unet, &r->stage[STAGE_DENOISE].l, e);
+    rc = rc ? rc : unet_new(&r->unet, r->base->unet, l, e);
+    if (rc)
+        return rc;
+    n = unet_places(r->unet, place);
+    for (int p = 0; p < r->q->n_pair && !rc; p++) {
+        r->joint[p] = NULL;
+        for (int i = 0; i < p; i++)
+            if (r->q->pair[i].checkpoint == r->q->pair[p].checkpoint)
+                r->joint[p] = r->joint[i];
+        if (!r->joint[p])
+            rc = joint_new(&r->joint[p], place, n, r->base->unet->cross_attention_dim, r->q->pair[p].checkpoint, l, e);
+    }
+    return rc;
 }
 
 /* Images [first, first + n) from noise to the sink; `only`: they are all there are. */
@@ -246,12 +284,38 @@ static int check(const struct pipeline_base *b, const struct pipeline_request *q
     if (q->width < f || q->height < f || q->width % f || q->height % f)
         return err_set(e, E_ARG, "a size of %" PRId64 " x %" PRId64 " cannot be: both have to be multiples of %" PRId64,
                        q->width, q->height, f);
-    if (q->count < 1 || q->batch < 1 || (q->noise && q->noise_rows != 1 && q->noise_rows != q->count))
-        return err_set(e, E_ARG,
-                       "%" PRId64 " images in batches of %" PRId64 " from %" PRId64 " rows of noise cannot be",
-                       q->count, q->batch, q->noise_rows);
-    if ((q->x_noise < 1 || q->x_mask) && !q->x)
-        return err_set(e, E_ARG, "less noise than 1, or a mask, needs a picture x");
+    if (q->count < 1 || q->batch < 1 || q->n_input < 1 || q->n_input > PAIR_MAX_INPUT || (q->n_input > 1 && !q->plan)
+        || (q->plan && q->plan->n_input != q->n_input))
+        return err_set(e, E_ARG, "%" PRId64 " images of %d inputs in batches of %" PRId64 " cannot be", q->count,
+                       q->n_input, q->batch);
+    for (int k = 0; k < q->n_input; k++) {
+        const struct pipeline_input *in = &q->input[k];
+        const bool whole = q->plan ? q->plan->start[k] == 0 : q->x_noise >= 1;
+
+        if ((!whole || in->mask) && !in->picture)
+            return err_set(e, E_ARG, "less noise than 1, or a mask, needs a picture (input %d)", k);
+        if (in->noise && in->noise_rows != 1 && in->noise_rows != q->count)
+            return err_set(e, E_ARG, "%" PRId64 " rows of noise for %" PRId64 " images", in->noise_rows, q->count);
+    }
+    return OK;
+}
+
+/* One input by itself: a row for each step of the sampler from where it begins. */
+static int make_plan(struct run *r, struct err *e)
+{
+    const int from = pipeline_start(r->q->x_noise, r->sampler.n_asked), n = r->sampler.n_step;
+
+    r->plan = r->q->plan;
+    if (r->plan)
+        return r->plan->n_step == n ? OK : err_set(e, E_ARG, "a schedule of %d steps for a sampler of %d",
+                                                   r->plan->n_step, n);
+    r->own = (struct pair_plan){ .n_input = 1, .n_step = n, .start = { from < r->sampler.n_asked ? from : PAIR_HELD } };
+    r->own.row = arena_push_zero(&r->keep_meta, (size_t)n * sizeof *r->own.row, e);
+    if (!r->own.row)
+        return e->code;
+    for (int i = from; i < n && r->own.start[0] != PAIR_HELD; i++)
+        r->own.row[r->own.n_row++] = (struct pair_row){ .step = { i }, .walks = { true } };
+    r->plan = &r->own;
     return OK;
 }
 
@@ -272,8 +336,9 @@ int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base
     rc = rc ? rc : sampler_init(&r.sampler, q->sampler, &r.schedule, q->steps, q->eta, e);
     rc = rc ? rc : arena_init(&r.keep, "kept", dev->place, (size_t)1 << 36, e);
     rc = rc ? rc : arena_init(&r.keep_meta, "kept meta", ARENA_HOST, (size_t)1 << 26, e);
+    rc = rc ? rc : make_plan(&r, e);
     rc = rc ? rc : encode_text(&r, e);
-    rc = rc || !q->x ? rc : encode_picture(&r, e);
+    rc = rc ? rc : encode_pictures(&r, e);
     rc = rc ? rc : all_batches(&r, e);
     for (int i = 0; i < N_STAGE; i++)
         stage_close(&r, (enum pipeline_stage)i);

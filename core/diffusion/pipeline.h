@@ -1,6 +1,6 @@
 /* core/diffusion/pipeline.h: text and noise to latents to pixels: the page to read for sampling.
  *
- *     struct pipeline_request q = { .prompt = "a red fox", .steps = 50, .sampler = SAMPLER_DDIM, .cfg = 7.5, ... };
+ *     struct pipeline_request q = { .n_input = 1, .input[0].prompt = ids, .steps = 50, .cfg = 7.5, ... };
  *     if (pipeline_run(&dev, BF16, &base, &q, &sink, &cost, e)) ...       sink.image is called for every image
  *
  * It works in stages, and each gives back its memory before the next begins: text encoder, VAE encoder (if there is a
@@ -10,7 +10,9 @@
 #define UNICON_CORE_DIFFUSION_PIPELINE_H
 
 #include "core/diffusion/noise.h"
+#include "core/diffusion/pair.h"
 #include "core/diffusion/sampler.h"
+#include "core/joint.h"
 #include "core/model/clip_text.h"
 #include "core/model/unet.h"
 #include "core/model/vae.h"
@@ -28,8 +30,32 @@ struct pipeline_base {
     const struct lora_set *lora;            /* NULL: none */
 };
 
-struct pipeline_request {
+/* x, y, ..: what one input of a run is made of. A base alone has one. */
+struct pipeline_input {
     const int32_t *prompt, *negative;       /* PIPELINE_TOKENS ids each */
+    const float *picture;                   /* (height,width,3) in [-1,1], or NULL */
+    const float *mask;                      /* (height/8,width/8): 1 generated, 0 kept; or NULL */
+    bool mode;                              /* the mean of the picture's latents, not a draw */
+    const float *noise;                     /* (noise_rows,h,w,C), initial noise in place of drawn; or NULL */
+    int64_t noise_rows;                     /* 1: the same for all; else count */
+};
+
+/* Inputs x and y of a checkpoint (paper Eq. 8). */
+struct pipeline_pair {
+    int x, y;
+    float wx, wy;
+    const struct joint_weights *checkpoint;
+};
+
+struct pipeline_request {
+    struct pipeline_input input[PAIR_MAX_INPUT];
+    int n_input;
+    struct pipeline_pair pair[JOINT_MAX_PAIR];
+    int n_pair;
+    const struct pair_plan *plan;           /* NULL: one input, from x_noise to the end */
+    double x_noise;                         /* 1: from pure noise; 0: x as it is; see pipeline_start */
+    double joint_scale, cond_guidance;      /* 1 and 0 are neutral */
+    bool official;                          /* random numbers and masks as the published code has them */
     int clip_skip;
     int64_t width, height;                  /* pixels, multiples of 8 */
     enum sampler_kind sampler;
@@ -39,18 +65,12 @@ struct pipeline_request {
     uint64_t seed;                          /* image i has seed + i */
     enum noise_kind rng;
     enum dtype rng_type;
-    double x_noise;                         /* 1: from pure noise; 0: x as it is; see pipeline_start */
-    const float *x;                         /* (height,width,3) in [-1,1], or NULL */
-    const float *x_mask;                    /* (height/8,width/8): 1 generated, 0 kept; or NULL */
-    bool x_mode;                            /* the mean of x's latents, not a draw */
-    const float *noise;                     /* (noise_rows,C,h,w), initial noise in place of drawn; or NULL */
-    int64_t noise_rows;                     /* 1: the same for all; else count */
 };
 
 struct pipeline_sink {
-    /* Image `index`, in order: rgb (height,width,3) f32 about [-1,1], latents (h,w,C). On the null device not called.
-     * */
-    int (*image)(void *ctx, int64_t index, const float *rgb, const float *latents, struct err *e);
+    /* Input k of image `index`, in order: rgb (height,width,3) f32 about [-1,1], latents (h,w,C). Not called on the
+     * null device. */
+    int (*image)(void *ctx, int64_t index, int k, const float *rgb, const float *latents, struct err *e);
     void *ctx;
     struct progress progress;
 };

@@ -25,7 +25,11 @@ struct run {
     struct sampler sampler;
     struct stage stage[N_STAGE];
     struct arena keep, keep_meta;   /* what goes from stage to stage */
-    struct tensor *words, *moments;
+    struct pair_plan own;           /* where the request brings none */
+    const struct pair_plan *plan;
+    struct tensor *words;           /* input by input: the negative prompt's rows, the prompt's */
+    struct tensor *moments[PAIR_MAX_INPUT];
+    struct joint *joint[JOINT_MAX_PAIR];    /* of the pairs */
     int64_t n_done, n_total;        /* steps of all batches */
     struct unet *unet;
     struct vae *decoder;

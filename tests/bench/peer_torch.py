@@ -197,7 +197,7 @@ def torch_best(o, which, kind, rows):
 def our_argv(o, which, kind, count, work):
     px = str(PASSES[which][1])
     argv = [o.sample, "--base", o.directory, "--device", "cpu", "--width", px, "--height", px, "--cfg", "1",
-            "--sampler", "ddim", "--dtype", kind, "--no-db", "--quiet", "--out", os.path.join(work, "out.tif")]
+            "--sampler", "ddim", "--dtype", kind, "--quiet", "--out", os.path.join(work, "out.tif")]
     if which == "vae":
         return argv + ["--x", os.path.join(work, "x.tif"), "--x-noise", "0", "--count", str(count)]
     return argv + ["--steps", str(count)]
