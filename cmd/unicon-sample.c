@@ -106,7 +106,7 @@ int main(int argc, char **argv)
         const struct job_env env = {
             .say = say, .warn = warn, .ctx = &talk, .progress = bar_progress(&talk.bar),
             .plan = spec_flag(&cli.shared, "plan"), .dry_run = spec_flag(&cli.shared, "dry-run"),
-            .json = spec_flag(&cli.shared, "json"),
+            .json = spec_flag(&cli.shared, "json"), .show_schedule = spec_flag(&cli.shared, "show-schedule"),
         };
 
         talk.quiet = spec_flag(&cli.shared, "quiet");

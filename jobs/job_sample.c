@@ -26,26 +26,25 @@ struct job {
     enum dtype type;
     struct pipeline_cost cost;  /* of a dry run with the batch that was chosen */
     int64_t base_bytes;         /* of the process before the run */
-    float *latents;             /* (count,C,h,w) for --save-latents, or NULL */
-    bool *have;                 /* (count): latents that are there */
+    float *latents;             /* (input,count,C,h,w) for --save-latents, or NULL */
 };
 
 /* ---- where results go ---- */
 
-/* "out.png", or of several "out-007.png" */
-static int out_path(const struct job *j, int64_t index, char *path, size_t size, struct err *e)
+/* "out.png", or of several "out-007.png"; of y "out_y.png" */
+static int out_path(const struct job *j, int64_t index, int k, char *path, size_t size, struct err *e)
 {
     const char *out = spec_text(j->spec, "out"), *slash = strrchr(out, '/'), *dot = strrchr(out, '.');
     const int64_t count = j->in.request.count;
     const int stem = dot && (!slash || dot > slash) ? (int)(dot - out) : (int)strlen(out);
+    char number[32] = "";
     int digits = 1, n;
 
     for (int64_t last = count - 1; last > 9; last /= 10)
         digits++;
-    if (count == 1)
-        n = snprintf(path, size, "%s", out);
-    else
-        n = snprintf(path, size, "%.*s-%0*" PRId64 "%s", stem, out, digits, index, out + stem);
+    if (count > 1)
+        snprintf(number, sizeof number, "-%0*" PRId64, digits, index);
+    n = snprintf(path, size, "%.*s%s%s%s%s", stem, out, number, k ? "_" : "", k ? j->in.name[k] : "", out + stem);
     return n < 0 || n >= (int)size ? err_set(e, E_ARG, "the path is too long: '%.60s..'", out) : OK;
 }
 
@@ -82,6 +81,7 @@ static int picture_spec(const struct job *j, int64_t index, char **json, struct 
 {
     struct spec one = spec_new("sample");
     char text[32];
+    bool many = false;
     int rc = spec_overlay(&one, j->spec, e);
 
     snprintf(text, sizeof text, "%" PRIu64, j->in.request.seed + (uint64_t)index);
@@ -92,7 +92,9 @@ static int picture_spec(const struct job *j, int64_t index, char **json, struct 
     rc = rc ? rc : spec_set(&one, "height", text, e);
     rc = rc ? rc : spec_set(&one, "dtype", dtype_name(j->type), e);
     snprintf(text, sizeof text, "%" PRId64, index);
-    if (j->in.request.input[0].noise_rows > 1)
+    for (int k = 0; k < j->in.request.n_input; k++)
+        many |= j->in.request.input[k].noise_rows > 1;
+    if (many)
         rc = rc ? rc : spec_set(&one, "noise-row", text, e);
     rc = rc ? rc : spec_set(&one, "count", "1", e);
     rc = rc ? rc : spec_set(&one, "batch", "1", e);
@@ -103,15 +105,16 @@ static int picture_spec(const struct job *j, int64_t index, char **json, struct 
     return rc;
 }
 
-static void keep_latents(struct job *j, int64_t index, const float *z)
+static void keep_latents(struct job *j, int64_t index, int k, const float *z)
 {
     const struct pipeline_request *q = &j->in.request;
     const int64_t f = vae_factor(&j->in.base->vae), C = j->in.base->vae.latent_channels;
     const int64_t HW = q->height / f * (q->width / f);
+    float *to = j->latents + (k * q->count + index) * C * HW;
 
     for (int64_t i = 0; i < HW; i++)
         for (int64_t c = 0; c < C; c++)
-            j->latents[(index * C + c) * HW + i] = z[i * C + c];
+            to[c * HW + i] = z[i * C + c];
 }
 
 /* A quote, a backslash or a control character in the path is escaped in JSON, so a line stays a line. */
@@ -135,21 +138,22 @@ static int say_picture(const struct job *j, const char *path, uint64_t seed, str
     return OK;
 }
 
-static int take_image(void *ctx, int64_t index, int input, const float *rgb, const float *latents, struct err *e)
+static int take_image(void *ctx, int64_t index, int k, const float *rgb, const float *latents, struct err *e)
 {
     struct job *j = ctx;
     const struct pipeline_request *q = &j->in.request;
     struct image m = { 0 };
     char path[MAX_PATH], *json = NULL;
-    int rc = out_path(j, index, path, sizeof path, e);
+    int rc = OK;
 
-    (void)input;
-
+    if (j->latents)
+        keep_latents(j, index, k, latents);
+    if (!rgb)
+        return OK;
+    rc = out_path(j, index, k, path, sizeof path, e);
     rc = rc ? rc : image_from_signed(&m, rgb, q->height, q->width, 3, PIXEL_U8, e);
     rc = rc ? rc : picture_spec(j, index, &json, e);
     rc = rc ? rc : image_save(path, &m, json, (int)spec_int(j->shared, "quality"), e);
-    if (!rc && j->latents)
-        keep_latents(j, index, latents);
     rc = rc ? rc : say_picture(j, path, q->seed + (uint64_t)index, e);
     free(json);
     image_free(&m);
@@ -159,15 +163,16 @@ static int take_image(void *ctx, int64_t index, int input, const float *rgb, con
 static int save_latents(struct job *j, struct err *e)
 {
     const struct pipeline_request *q = &j->in.request;
-    const int64_t f = vae_factor(&j->in.base->vae);
-    const struct safetensors_item item = {
-        .name = "x", .type = STORED_F32, .n_dim = 4, .data = j->latents,
-        .dim = { q->count, j->in.base->vae.latent_channels, q->height / f, q->width / f },
-    };
+    const int64_t f = vae_factor(&j->in.base->vae), C = j->in.base->vae.latent_channels;
+    struct safetensors_item item[PAIR_MAX_INPUT];
     char *json = NULL;
     int rc = picture_spec(j, 0, &json, e);
 
-    rc = rc ? rc : safetensors_write(spec_text(j->spec, "save-latents"), &item, 1,
+    for (int k = 0; k < q->n_input; k++)
+        item[k] = (struct safetensors_item){ .name = j->in.name[k], .type = STORED_F32, .n_dim = 4,
+                                             .dim = { q->count, C, q->height / f, q->width / f },
+                                             .data = j->latents + k * q->count * C * (q->height / f) * (q->width / f) };
+    rc = rc ? rc : safetensors_write(spec_text(j->spec, "save-latents"), item, q->n_input,
                                      (const char *const[]){ "unicon", json, NULL }, e);
     free(json);
     return rc;
@@ -299,6 +304,41 @@ static void say_plan(const struct job *j)
     j->env->say(j->env->ctx, line);
 }
 
+/* ---- --show-schedule ---- */
+
+static int say_schedule(const struct job *j, struct err *e)
+{
+    const char *name[PAIR_MAX_INPUT];
+    const struct pipeline_request *q = &j->in.request;
+    struct schedule schedule;
+    struct sampler sampler;
+    char *text;
+    size_t n;
+    int rc;
+
+    if (!q->plan)
+        return err_set(e, E_ARG, "--show-schedule is about pairs: say of which checkpoint, --unicon PATH");
+    rc = schedule_init(&schedule, &j->in.base->schedule, e);
+    rc = rc ? rc : sampler_init(&sampler, q->sampler, &schedule, q->steps, q->eta, e);
+    if (rc)
+        return rc;
+    for (int k = 0; k < q->n_input; k++)
+        name[k] = j->in.name[k];
+    n = pair_text(NULL, 0, q->plan, name, sampler.time);
+    text = malloc(n + 1);
+    if (!text)
+        return err_set(e, E_NOMEM, "out of memory for %d rows", q->plan->n_row);
+    pair_text(text, n + 1, q->plan, name, sampler.time);
+    for (char *line = text, *end; *line; line = end) {
+        end = line + strcspn(line, "\n");
+        if (*end)
+            *end++ = '\0';
+        j->env->say(j->env->ctx, line);
+    }
+    free(text);
+    return OK;
+}
+
 /* ---- the job ---- */
 
 static int run(struct job *j, struct err *e)
@@ -310,7 +350,7 @@ static int run(struct job *j, struct err *e)
     int rc;
 
     if (spec_text(j->spec, "save-latents")) {
-        j->latents = calloc((size_t)(q->count * row), sizeof *j->latents);
+        j->latents = calloc((size_t)(q->n_input * q->count * row), sizeof *j->latents);
         if (!j->latents)
             return err_set(e, E_NOMEM, "out of memory for the latents of %" PRId64 " pictures", q->count);
     }
@@ -330,11 +370,16 @@ int job_sample(const struct spec *spec, const struct spec *shared, const struct 
     rc = rc ? rc : open_device(&j, e);
     rc = rc ? rc : sample_inputs_open(&j.in, spec, env, e);
     j.base_bytes = machine_resident_bytes();
+    if (!rc && env->show_schedule) {
+        rc = say_schedule(&j, e);
+        goto out;
+    }
     rc = rc ? rc : choose_batch(&j, e);
     if (!rc && env->plan)
         say_plan(&j);
     else if (!rc && !env->dry_run)
         rc = run(&j, e);
+out:
     free(j.latents);
     sample_inputs_close(&j.in);
     device_close(&j.dev);

@@ -15,6 +15,7 @@ struct job_env {
     void *ctx;
     struct progress progress;
     bool plan, dry_run, json;                   /* say what it would cost; or only check; results as JSON */
+    bool show_schedule;                         /* say the rows of a pair's schedule */
 };
 
 /* shared: the keys that do not change what is made (device, threads, memory, quality). Everything that the spec names

@@ -85,12 +85,11 @@ static int open_adapters(struct sample_inputs *in, const struct spec *spec, stru
 
 /* ---- prompts ---- */
 
-static int encode(struct sample_inputs *in, const struct spec *spec, const char *key, int32_t *id,
-                  const struct job_env *env, struct err *e)
+static int encode(struct sample_inputs *in, const char *text, const char *key, int32_t *id, const struct job_env *env,
+                  struct err *e)
 {
     int left_out = 0;
-    const int rc = clip_bpe_encode(in->base->bpe, spec_text(spec, key), id, PIPELINE_TOKENS, in->base->pad_id,
-                                   &left_out, e);
+    const int rc = clip_bpe_encode(in->base->bpe, text, id, PIPELINE_TOKENS, in->base->pad_id, &left_out, e);
     char line[160];
 
     if (rc)
@@ -103,111 +102,157 @@ static int encode(struct sample_inputs *in, const struct spec *spec, const char 
     return OK;
 }
 
+/* y's prompt is x's unless it has its own, with the checkpoint's trigger word before it. */
+static int encode_prompts(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
+{
+    const char *own = spec_text(spec, "y-prompt"), *text = *own ? own : spec_text(spec, "prompt");
+    int rc = encode(in, spec_text(spec, "prompt"), "prompt", in->prompt[0], env, e);
+
+    rc = rc ? rc : encode(in, spec_text(spec, "negative"), "negative", in->negative, env, e);
+    for (int k = 1; k <= in->n_unicon && !rc; k++) {
+        const char *trigger = in->unicon[k - 1]->trigger;
+        char *whole = malloc(strlen(trigger) + strlen(text) + 1);
+
+        if (!whole)
+            return err_set(e, E_NOMEM, "out of memory for a prompt");
+        memcpy(whole, trigger, strlen(trigger));
+        memcpy(whole + strlen(trigger), text, strlen(text) + 1);
+        rc = encode(in, whole, *own ? "y-prompt" : "prompt", in->prompt[k], *own ? env : &(struct job_env){ 0 }, e);
+        free(whole);
+    }
+    return rc;
+}
+
 /* ---- pictures ---- */
 
-static int load(struct image *out, const struct spec *spec, const char *key, struct err *e)
+static int load(struct image *out, const struct spec *spec, const char *key, const char *path, struct err *e)
 {
-    const int rc = image_load(out, spec_text(spec, key), spec_choice(spec, "exif") == 0, e);
+    const int rc = image_load(out, path, spec_choice(spec, "exif") == 0, e);
 
     return rc ? err_in(e, "--%s", key) : OK;
 }
 
-/* x (H,W,3) in [-1,1], resized so that it covers the size asked for, the middle kept. */
-static int load_x(struct sample_inputs *in, const struct spec *spec, struct err *e)
+/* (H,W,3) in [-1,1], resized so that it covers the size asked for, the middle kept. */
+static int load_picture(struct sample_inputs *in, const struct spec *spec, const char *key, const char *path, int k,
+                        struct err *e)
 {
     const int64_t H = in->request.height, W = in->request.width;
     struct image m = { 0 }, rgb = { 0 }, fit = { 0 };
-    int rc;
+    int rc = load(&m, spec, key, path, e);
 
-    if (!spec_text(spec, "x"))
-        return OK;
-    rc = load(&m, spec, "x", e);
     rc = rc ? rc : image_convert(&rgb, &m, 3, m.type, e);
     rc = rc ? rc : image_cover(&fit, &rgb, H, W, FILTER_BILINEAR, e);
-    if (!rc && !(in->x = malloc(sizeof *in->x * (size_t)(H * W * 3))))
+    if (!rc && !(in->picture[k] = malloc(sizeof *in->picture[k] * (size_t)(H * W * 3))))
         rc = err_set(e, E_NOMEM, "out of memory for a picture of %" PRId64 " x %" PRId64, W, H);
-    rc = rc ? rc : image_to_signed(in->x, &fit, e);
+    rc = rc ? rc : image_to_signed(in->picture[k], &fit, e);
     image_free(&fit);
     image_free(&rgb);
     image_free(&m);
-    in->request.input[0].picture = in->x;
+    in->request.input[k].picture = in->picture[k];
     return rc;
 }
 
-/* The mask is resized as x is, made gray, and every f-th pixel of every f-th row is taken: soft edges stay soft. */
-static int load_mask(struct sample_inputs *in, const struct spec *spec, struct err *e)
+/* A mask is resized as its picture is, made gray, and every f-th pixel of every f-th row is taken: soft edges stay
+ * soft. */
+static int load_mask(struct sample_inputs *in, const struct spec *spec, const char *key, const char *path, int k,
+                     struct err *e)
 {
     const int64_t f = vae_factor(&in->base->vae), H = in->request.height, W = in->request.width, w = W / f;
     struct image m = { 0 }, plain = { 0 }, fit = { 0 }, gray = { 0 };
-    int rc;
+    int rc = load(&m, spec, key, path, e);
 
-    if (!spec_text(spec, "x-mask"))
-        return OK;
-    rc = load(&m, spec, "x-mask", e);
     rc = rc ? rc : image_convert(&plain, &m, m.C < 3 ? 1 : 3, m.type, e);
     rc = rc ? rc : image_cover(&fit, &plain, H, W, FILTER_LANCZOS, e);
     rc = rc ? rc : image_convert(&gray, &fit, 1, PIXEL_U8, e);
-    if (!rc && !(in->mask = malloc(sizeof *in->mask * (size_t)(H / f * w))))
+    if (!rc && !(in->mask[k] = malloc(sizeof *in->mask[k] * (size_t)(H / f * w))))
         rc = err_set(e, E_NOMEM, "out of memory for a mask");
     for (int64_t i = 0; !rc && i < H / f * w; i++)
-        in->mask[i] = (float)((unsigned char *)gray.px)[i / w * f * W + i % w * f] / 255;
+        in->mask[k][i] = (float)((unsigned char *)gray.px)[i / w * f * W + i % w * f] / 255;
     image_free(&gray);
     image_free(&fit);
     image_free(&plain);
     image_free(&m);
-    in->request.input[0].mask = in->mask;
+    in->request.input[k].mask = in->mask[k];
     return rc;
 }
 
-/* ---- noise from a file: "x", f32, (1 or count,C,h,w) ---- */
+static int load_pictures(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    int rc = OK;
+
+    for (int k = 0; k <= in->n_unicon && !rc; k++) {
+        const char *picture = spec_text(spec, "x"), *mask = spec_text(spec, "x-mask");
+
+        if (k) {
+            rc = sample_value_of(&picture, in, spec, "y", k, e);
+            rc = rc ? rc : sample_value_of(&mask, in, spec, "y-mask", k, e);
+        }
+        if (!rc && picture)
+            rc = load_picture(in, spec, k ? "y" : "x", picture, k, e);
+        if (!rc && mask && !picture)
+            rc = err_set(e, E_ARG, "--%s says what to do with a picture: say which, --%s IMAGE",
+                         k ? "y-mask" : "x-mask", k ? "y" : "x");
+        if (!rc && mask)
+            rc = load_mask(in, spec, k ? "y-mask" : "x-mask", mask, k, e);
+    }
+    return rc;
+}
+
+/* ---- noise from a file: "x", "y", .., f32, (1 or count,C,h,w) ---- */
 
 /* row: the one to take, for a single picture; -1: one for each, or the same for all. */
-static int take_noise(struct sample_inputs *in, const struct weights_file *f, int64_t row, struct err *e)
+static int take_noise(struct sample_inputs *in, const struct weights_entry *x, int input, int64_t row, struct err *e)
 {
     const int64_t k = vae_factor(&in->base->vae), C = in->base->vae.latent_channels, count = in->request.count;
     const int64_t h = in->request.height / k, w = in->request.width / k, HW = h * w;
-    const struct weights_entry *x = weights_get(&f->table, "x");
     char have[96];
     float *plane;
     int64_t n;
     int rc;
 
-    if (!x)
-        return err_set(e, E_FORMAT, "there is no tensor named 'x' in it");
     if (x->n_dim != 4 || x->dim[1] != C || x->dim[2] != h || x->dim[3] != w)
-        return err_set(e, E_FORMAT, "'x' is %s, want rows of (%" PRId64 ",%" PRId64 ",%" PRId64 ")",
+        return err_set(e, E_FORMAT, "'%s' is %s, want rows of (%" PRId64 ",%" PRId64 ",%" PRId64 ")", x->name,
                        weights_text(x, have, sizeof have), C, h, w);
     if (row >= 0 ? count != 1 || row >= x->dim[0] : x->dim[0] != 1 && x->dim[0] != count)
         return err_set(e, row >= 0 ? E_ARG : E_FORMAT,
-                       row >= 0 ? "'x' is %s: there is no row for %" PRId64 " picture%s in --noise-row %" PRId64
-                                : "'x' is %s, want 1 row or one for each of %" PRId64 " picture%s",
+                       row >= 0 ? "'%s' is %s: there is no row for %" PRId64 " picture%s in --noise-row %" PRId64
+                                : "'%s' is %s, want 1 row or one for each of %" PRId64 " picture%s", x->name,
                        weights_text(x, have, sizeof have), count, count > 1 ? "s" : "", row);
     n = row >= 0 ? 1 : x->dim[0];
     plane = malloc(sizeof *plane * (size_t)(n * C * HW));
-    in->noise = malloc(sizeof *in->noise * (size_t)(n * C * HW));
-    rc = plane && in->noise ? weights_read_rows(x, row >= 0 ? row : 0, n, plane, F32, e)
+    in->noise[input] = malloc(sizeof *plane * (size_t)(n * C * HW));
+    rc = plane && in->noise[input] ? weights_read_rows(x, row >= 0 ? row : 0, n, plane, F32, e)
                             : err_set(e, E_NOMEM, "out of memory for the noise");
     for (int64_t i = 0; !rc && i < n * HW; i++)
         for (int64_t c = 0; c < C; c++)
-            in->noise[i * C + c] = plane[(i / HW * C + c) * HW + i % HW];
+            in->noise[input][i * C + c] = plane[(i / HW * C + c) * HW + i % HW];
     free(plane);
-    in->request.input[0].noise = in->noise;
-    in->request.input[0].noise_rows = n;
+    in->request.input[input].noise = in->noise[input];
+    in->request.input[input].noise_rows = n;
     return rc;
 }
 
 static int load_noise(struct sample_inputs *in, const struct spec *spec, struct err *e)
 {
+    const int64_t row = spec_is_set(spec, "noise-row") ? spec_int(spec, "noise-row") : -1;
     const char *path = spec_text(spec, "noise");
     struct weights_file *f = NULL;
-    int rc;
+    int rc, n = 0;
 
     if (!path)
         return OK;
     rc = weights_file_open(&f, path, e);
     if (rc)
-        err_in(e, "--noise");
-    else if ((rc = take_noise(in, f, spec_is_set(spec, "noise-row") ? spec_int(spec, "noise-row") : -1, e)))
+        return err_in(e, "--noise");
+    for (int k = 0; k <= in->n_unicon && !rc; k++) {
+        const struct weights_entry *x = weights_get(&f->table, in->name[k]);
+
+        n += x != NULL;
+        rc = x ? take_noise(in, x, k, row, e) : OK;
+    }
+    if (!rc && !n)
+        rc = err_set(e, E_FORMAT, "there is no tensor named 'x' in it");
+    if (rc)
         err_in(e, "--noise '%s'", path);
     weights_file_close(f);
     return rc;
@@ -234,8 +279,8 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     const int r = spec_choice(spec, "rng");
 
     in->request = (struct pipeline_request){
-        .n_input = 1, .joint_scale = 1,
-        .input = { { .prompt = in->prompt, .negative = in->negative, .mode = spec_choice(spec, "x-sample") == 1 } },
+        .n_input = 1 + in->n_unicon, .joint_scale = spec_double(spec, "joint-scale"),
+        .cond_guidance = spec_double(spec, "cond-guidance"), .official = spec_choice(spec, "compat") == 1,
         .clip_skip = (int)spec_int(spec, "clip-skip"), .width = W,
         .height = H, .sampler = (enum sampler_kind)sampler_kind_of(spec_text(spec, "sampler")),
         .steps = (int)spec_int(spec, "steps"), .eta = spec_double(spec, "eta"), .cfg = spec_double(spec, "cfg"),
@@ -245,9 +290,11 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     if (W % f || H % f)
         return err_set(e, E_ARG, "%" PRId64 " x %" PRId64 " pixels: both sides have to be multiples of %" PRId64
                        "; %" PRId64 " x %" PRId64 " would do", W, H, f, nearest(W, f), nearest(H, f));
-    if (!spec_text(spec, "x") && (in->request.x_noise < 1 || spec_text(spec, "x-mask")))
-        return err_set(e, E_ARG, "--%s says what to do with a picture: say which, --x IMAGE",
-                       in->request.x_noise < 1 ? "x-noise" : "x-mask");
+    for (int k = 0; k <= in->n_unicon; k++)
+        in->request.input[k] = (struct pipeline_input){ .prompt = in->prompt[k], .negative = in->negative,
+                                                        .mode = spec_choice(spec, "x-sample") == 1 };
+    if (!spec_text(spec, "x") && in->request.x_noise < 1)
+        return err_set(e, E_ARG, "--x-noise says what to do with a picture: say which, --x IMAGE");
     if (spec_is_set(spec, "noise-row") && !spec_text(spec, "noise"))
         return err_set(e, E_ARG, "--noise-row is a row of a file: say which, --noise FILE");
     if (spec_is_set(spec, "eta") && in->request.eta > 0 && in->request.sampler != SAMPLER_DDIM)
@@ -265,19 +312,24 @@ int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const 
     memset(in, 0, sizeof *in);
     rc = open_base(in, spec, e);
     rc = rc ? rc : open_adapters(in, spec, e);
+    rc = rc ? rc : sample_open_checkpoints(in, spec, e);
     rc = rc ? rc : fill_request(in, spec, e);
-    rc = rc ? rc : encode(in, spec, "prompt", in->prompt, env, e);
-    rc = rc ? rc : encode(in, spec, "negative", in->negative, env, e);
-    rc = rc ? rc : load_x(in, spec, e);
-    rc = rc ? rc : load_mask(in, spec, e);
+    rc = rc ? rc : encode_prompts(in, spec, env, e);
+    rc = rc ? rc : load_pictures(in, spec, e);
+    rc = rc ? rc : sample_make_pairs(in, spec, e);
     return rc ? rc : load_noise(in, spec, e);
 }
 
 void sample_inputs_close(struct sample_inputs *in)
 {
-    free(in->noise);
-    free(in->mask);
-    free(in->x);
+    for (int k = 0; k < PAIR_MAX_INPUT; k++) {
+        free(in->noise[k]);
+        free(in->mask[k]);
+        free(in->picture[k]);
+    }
+    pair_free(&in->plan);
+    for (int i = 0; i < JOINT_MAX_PAIR; i++)
+        unicon_file_close(in->unicon[i]);
     for (int i = 0; i < LORA_MAX_USE; i++)
         lora_file_close(in->file[i]);
     base_model_close(in->base);

@@ -11,6 +11,7 @@
 #include "jobs/job_sample.h"
 #include "store/base_model.h"
 #include "store/lora_file.h"
+#include "store/unicon_file.h"
 
 struct sample_inputs {
     struct base_model *base;
@@ -18,12 +19,27 @@ struct sample_inputs {
     struct lora_set lora;
     struct pipeline_base pipe;          /* of base and lora */
     struct pipeline_request request;    /* batch and what lies below included */
-    int32_t prompt[PIPELINE_TOKENS], negative[PIPELINE_TOKENS];
-    float *x, *mask, *noise;            /* malloc'ed or NULL */
+    struct unicon_file *unicon[JOINT_MAX_PAIR];
+    int n_unicon;
+    char name[PAIR_MAX_INPUT][8];       /* "x", "y", "y2", .. */
+    char unicon_name[PAIR_MAX_INPUT][UNICON_MAX_NAME];
+    const char *partner[PAIR_MAX_INPUT];    /* of y, y2, ..: the checkpoint's name, as the user says it */
+    struct pair_plan plan;
+    bool held[PAIR_MAX_INPUT];          /* is given and stays as it is: nothing to show */
+    int32_t prompt[PAIR_MAX_INPUT][PIPELINE_TOKENS], negative[PIPELINE_TOKENS];
+    float *picture[PAIR_MAX_INPUT], *mask[PAIR_MAX_INPUT], *noise[PAIR_MAX_INPUT];     /* malloc'ed or NULL */
 };
 
 /* *in is zeroed first and may be closed whether or not this succeeds. */
 int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e);
 void sample_inputs_close(struct sample_inputs *in);
+
+/* The value that option `key` has for input k: the text after "NAME=" where NAME is the checkpoint's, or all of it
+ * where there is one checkpoint. *value is NULL if there is none. In sample_pairs.c, as the next two. */
+int sample_value_of(const char **value, const struct sample_inputs *in, const struct spec *spec, const char *key, int k,
+                    struct err *e);
+int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, struct err *e);
+/* Pairs, weights and the schedule; pictures are there already. */
+int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct err *e);
 
 #endif

@@ -17,6 +17,13 @@
 
 enum { W = 48, H = 64, MAX_IN = 3, LATENTS = 4 * 8 * 6 };
 
+/* Sanitizers make everything ten times slower: there each run is walked by one sampler. */
+#ifdef __SANITIZE_ADDRESS__
+enum { THOROUGH = 0 };
+#else
+enum { THOROUGH = 1 };
+#endif
+
 /* What is asked for after a whole run; the published code's own float32 is within 3e-5. */
 static const double run_off = 1e-3;
 
@@ -163,7 +170,7 @@ static void test_official(void)
             const int n = runs[i].two ? 3 : 2;
 
             snprintf(name, sizeof name, "%s_%s.x", runs[i].name, sampler[s]);
-            if (!golden_get(golden, name))
+            if (!golden_get(golden, name) || (!THOROUGH && s != i % 2))
                 continue;
             if (go(&runs[i], sampler[s], true, runs[i].schedule, "cpu", &got, NULL, &e))
                 worst = INFINITY;

@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "store/image_file.h"
+#include "store/unicon_file.h"
 #include "store/weights_file.h"
+#include "tests/adapters.h"
 #include "tests/golden.h"
 #include "tests/tap.h"
 #include "tests/tiny.h"
@@ -32,7 +34,7 @@ enum { THOROUGH = 1 };
 /* 20 steps with guidance, in f32 on both sides: what is asked for. */
 static const double walk_off = 1e-3;
 
-static struct golden *golden;
+static struct golden *golden, *unicon_golden;
 static char tmp[] = "/tmp/t_sample.XXXXXX";
 static const char *program;
 
@@ -269,6 +271,105 @@ static void test_pixels(void)
     image_free(&m);
 }
 
+/* ---- pairs: the published code's runs, from the command line ---- */
+
+static void make_pair_files(void)
+{
+    struct adapters *depth = adapters_open("depth"), *id = adapters_open("id");
+    const struct joint_weights d = { &depth->xy, &depth->yx, &depth->y, &depth->post, JOINT_CONV_FUSE, 1 };
+    const struct joint_weights i = { &id->xy, &id->yx, NULL, &id->post, JOINT_CONV, 1 };
+    struct err e = { 0 };
+
+    if (unicon_file_write(at("depth"), &d, "depth", "depth_map, ", true, &e)
+        || unicon_file_write(at("id"), &i, "id", "", false, &e)) {
+        printf("Bail out! %s\n", e.text);
+        exit(1);
+    }
+    for (int k = 1; k < 3; k++) {
+        struct image m = { 0 };
+
+        if (image_new(&m, H, W, 3, PIXEL_U8, &e))
+            continue;
+        for (int j = 0; j < H * W * 3; j++) {
+            const int x = j / 3 % W, y = j / 3 / W, c = j % 3;
+            ((unsigned char *)m.px)[j] = (unsigned char)(k == 1 ? x * 2 + y * 5 + c * 20 : x * y + c * 90);
+        }
+        image_save(at(k == 1 ? "y.png" : "y2.png"), &m, NULL, 0, &e);
+        image_free(&m);
+    }
+    adapters_close(depth);
+    adapters_close(id);
+}
+
+/* Tensors x, y, .. of the file that a run left, against the goldens NAME.x, NAME.y, .. */
+static void near_pair(const struct result *r, const char *name, int n)
+{
+    static const char *const of[] = { "x", "y", "y2" };
+    struct weights_file *f = NULL;
+    struct err e = { 0 };
+    double worst = r->status || weights_file_open(&f, at("z.safetensors"), &e) ? INFINITY : 0;
+
+    for (int k = 0; k < n && worst < 1; k++) {
+        char full[64];
+        const struct golden_tensor *g;
+        const struct weights_entry *w = weights_get(&f->table, of[k]);
+        float v[4 * 8 * 6];
+
+        snprintf(full, sizeof full, "%s.%s", name, of[k]);
+        g = golden_get(unicon_golden, full);
+        if (!g || !w || weights_count(w) != g->n || g->n != 4 * 8 * 6 || weights_read(w, v, F32, &e))
+            worst = INFINITY;
+        else
+            worst = fmax(worst, distance(v, g->f, g->n));
+    }
+    tap_ok(worst <= walk_off, "%s: %.1e of %.0e %s", name, worst, walk_off, r->err);
+    weights_file_close(f);
+    remove(at("z.safetensors"));
+}
+
+#define PAIR "--dtype", "f32", "--width", "48", "--height", "64", "--steps", "10", "--cfg", "3", "--rng", "torch-cpu", \
+    "--seed", "4321", "--compat", "official", "--save-latents", at("z.safetensors"), "-o", at("p.png")
+
+static void test_pairs(void)
+{
+    char base[256], depth[256], id[256], y[300], y2[300];
+    struct result r;
+
+    make_pair_files();
+    snprintf(base, sizeof base, "%s", at("sd1"));
+    snprintf(depth, sizeof depth, "%s", at("depth"));
+    snprintf(id, sizeof id, "%s", at("id"));
+    remove(at("z.safetensors"));
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--y", at("y.png"), "--sampler", "euler-a");
+    near_pair(&r, "to_x_euler-a", 2);
+    tap_ok(exists(at("p.png")) && exists(at("p_y.png")), "both branches are written");
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--x", at("x.png"), "--task", "x2y", "--eta", "1");
+    near_pair(&r, "to_y_ddim", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--sampler", "euler-a", "--schedule", "x=1:0 y=1:0");
+    near_pair(&r, "joint_euler-a", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--y", at("y.png"), "--y-noise", "0.7", "--eta", "1");
+    near_pair(&r, "coarse_ddim", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--x", at("x.png"), "--y", at("y.png"), "--x-mask", at("mask.png"),
+               "--eta", "1");
+    near_pair(&r, "mask_x_ddim", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--y", at("y.png"), "--y-mask", at("mask.png"), "--sampler", "euler-a");
+    near_pair(&r, "mask_y_euler-a", 2);
+    r = SAMPLE(base, PAIR, "--unicon", id, "--y", at("y.png"), "--pair", "0.6,0.6", "--cond-guidance", "1", "--eta",
+               "1");
+    near_pair(&r, "guided_ddim", 2);
+    snprintf(y, sizeof y, "depth=%s", at("y.png"));
+    snprintf(y2, sizeof y2, "id=%s", at("y2.png"));
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--unicon", id, "--y", y2, "--y", y, "--pair", "id=0.5,0.75", "--sampler",
+               "euler-a");
+    near_pair(&r, "two_euler-a", 3);
+    r = SAMPLE(base, "--width", "48", "--height", "64", "--unicon", depth, "--y", at("y.png"), "--steps", "3", "-o",
+               at("held.png"));
+    tap_ok(!r.status && exists(at("held.png")) && !exists(at("held_y.png")), "what is held is not written again %s",
+           r.err);
+    r = SAMPLE(base, "--unicon", depth, "--schedule", "x=1:0 y=1:0", "--steps", "4", "--show-schedule");
+    tap_ok(!r.status && strstr(r.out, "walks") && !r.err[0], "--show-schedule: %.60s", r.out);
+}
+
 /* ---- the same bits ---- */
 
 #define SMALL "--width", "48", "--height", "32", "--steps", "3", "--dtype", "f32"
@@ -403,6 +504,7 @@ int main(void)
     snprintf(path, sizeof path, "%s/unicon-sample", bin ? bin : "bin");
     program = path;
     golden = golden_open("tests/reference/pipelines.safetensors");
+    unicon_golden = golden_open("tests/reference/unicon.safetensors");
     if (access(program, X_OK) || !mkdtemp(tmp) || tiny_write("sd1", at("sd1")) || tiny_write("sd2", at("sd2"))
         || tiny_write_single("sd1", at("sd1.safetensors"))) {
         printf("Bail out! no %s, or no model can be written to %s\n", program, tmp);
@@ -413,12 +515,14 @@ int main(void)
     test_diffusers("sd2");
     test_inpainting();
     test_pixels();
+    test_pairs();
     test_same();
     test_noise_file();
     test_held();
     test_odd();
     test_plan();
     test_stop();
+    golden_close(unicon_golden);
     golden_close(golden);
     snprintf(command, sizeof command, "rm -rf '%s'", tmp);
     if (system(command))

@@ -29,6 +29,10 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "rng", SPEC_CHOICE, "philox" }, { "noise", SPEC_PATH, NULL }, { "save-latents", SPEC_PATH, NULL },
     { "exif", SPEC_CHOICE, "on" }, { "x-sample", SPEC_CHOICE, "sample" }, { "out", SPEC_PATH, "out.png" },
     { "dtype", SPEC_CHOICE, "auto" }, { "noise-row", SPEC_INT, NULL },
+    { "unicon", SPEC_LIST, NULL }, { "y", SPEC_LIST, NULL }, { "y-mask", SPEC_LIST, NULL },
+    { "y-noise", SPEC_LIST, NULL }, { "y-prompt", SPEC_STRING, "" }, { "task", SPEC_CHOICE, NULL },
+    { "schedule", SPEC_STRING, NULL }, { "pair", SPEC_LIST, NULL }, { "joint-scale", SPEC_DOUBLE, "1" },
+    { "cond-guidance", SPEC_DOUBLE, "0" }, { "compat", SPEC_CHOICE, "none" },
 };
 
 static void test_tables(void)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # tests/wrong_use.sh: whatever is asked for wrongly ends with the right status and one line that says what is wrong and
-# with which option or file, and leaves no file. $B and $BIN come from `make check`; $B/tool/tiny_base makes a model.
+# with which option or file, and leaves no file. $B and $BIN come from `make check`; $B/tool/tiny_base makes a
+# model and two UniCon checkpoints.
 . "$(dirname "$0")/lib.sh"
 cd "$(dirname "$0")/.." || exit 1
 root=$(pwd)
@@ -13,7 +14,9 @@ trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 base=$tmp/base
 work=$tmp/work
 mkdir "$work" "$work/dir" "$work/dir.png" "$work/shut" || exit 1
-"$tool" sd1 "$base" || exit 1
+depth=$tmp/depth
+id=$tmp/id
+"$tool" sd1 "$base" && "$tool" depth "$depth" && "$tool" id "$id" || exit 1
 small="--base $base --width 16 --height 16 --steps 1"
 
 state() {
@@ -51,7 +54,7 @@ as=
 
 # Options of --help: "--NAME VALUE", VALUE empty for flags.
 options() {
-    "$sample" --help | sed -nE 's/^ +(-[a-z], )?(--[a-z-]+)( ([A-Z][A-Z:[]*[]A-Z]*))?( .*)?$/\2 \4/p'
+    "$sample" --help | sed -nE 's/^ +(-[a-z], )?(--[a-z-]+)( ((\[NAME=])?[A-Z][]A-Z:[,]*))?( .*)?$/\2 \4/p'
 }
 with_value() {
     options | while read -r name value; do
@@ -95,6 +98,11 @@ echo '{"_class_name":"StableDiffusion3Pipeline","transformer":["diffusers","SD3T
 cp -r "$base/model_index.json" "$base/scheduler" "$base/tokenizer" "$base/text_encoder" "$base/vae" half
 mkdir half/unet
 cp "$base/unet/config.json" half/unet
+mkdir lora
+cp "$depth/xy_lora/pytorch_lora_weights.safetensors" lora
+cp -r "$depth" part
+cp -r "$depth" bare
+rm -r part/yx_lora bare/model.pth
 echo '{"kind":"sample","version":1,"steps":"many"}' >bad.json
 echo '{"kind":"sample","version":99}' >later.json
 cd "$root" || exit 1
@@ -123,12 +131,12 @@ flag_value() {
 ok 'each flag with a value' flag_value
 for given in abc '' -1 1e9 nan 0x10 99999999999999999999 5x ' 5'; do
     # shellcheck disable=SC2086
-    ok "each number as '$given'" each_wrong 'N A E S BYTES' "'$given'|want a" $small
+    ok "each number as '$given'" each_wrong 'N A E S C BYTES' "'$given'|want a" $small
 done
 given=nonsense
 ok 'each choice as nonsense' each_wrong WORD "'nonsense'| or " --base "$base"
 given=
-ok 'each path as nothing' each_wrong 'PATH IMAGE FILE DIR PATH[:W]' "''" --base "$base"
+ok 'each path as nothing' each_wrong 'PATH IMAGE FILE DIR PATH[:W] [NAME=]PATH [NAME=]IMAGE' "''" --base "$base"
 ok 'a prompt that is no UTF-8' wrong 2 '--prompt|UTF-8' --base "$base" --prompt "$(printf 'a\377b')"
 
 # ---- the base ----
@@ -148,19 +156,25 @@ ok 'a model without weights' wrong 1 "'half|diffusion_pytorch_model.safetensors|
 
 # ---- files ----
 inputs() {
-    options | awk '$2 ~ /^(PATH|IMAGE|FILE|DIR|PATH\[:W\])$/ { print $1 }' |
+    options | awk '$2 ~ /^(\[NAME=\])?(PATH|IMAGE|FILE|DIR|PATH\[:W\])$/ { print $1 }' |
         grep -vxE -- '--(base|out|save-latents)'
 }
 has_inputs() {
-    [ "$(inputs | grep -c .)" -ge 7 ]
+    [ "$(inputs | grep -c .)" -ge 10 ]
 }
 ok 'the files that are read are known' has_inputs
 for file in nowhere empty text dir; do
     for name in $(inputs); do
         with=
-        [ "$name" != --x-mask ] || with='--x good.png'
         what=${name#--}
-        case $what in vae) what=VAE ;; lora) what=LoRA ;; esac
+        case $name in
+            --vae) what=VAE ;;
+            --lora) what=LoRA ;;
+            --unicon) what='--unicon|UniCon checkpoint' ;;
+            --x-mask) with='--x good.png' ;;
+            --y) what=--y with="--unicon $depth" ;;
+            --y-mask) with="--unicon $depth --y good.png" ;;
+        esac
         # shellcheck disable=SC2086
         ok "$name $file" wrong 1 "$what|'$file" $small $with "$name" $file
     done
@@ -206,6 +220,102 @@ ok 'a spec of a later version' wrong 1 "--replay 'later.json'|99" --replay later
         ok "device '$device'" wrong 2 "--device|'$device'" $small --device "$device"
     done
 }
+
+# ---- pairs ----
+no_checkpoint() {
+    while read -r name value; do
+        # shellcheck disable=SC2086
+        wrong 2 "--$name|pair|--unicon PATH" $small "--$name" "$value" || return 1
+    done
+}
+ok 'each option of a pair without a checkpoint' no_checkpoint <<end
+y good.png
+y-mask good.png
+y-noise 0.5
+y-prompt fox
+task y2x
+schedule x=1:0
+pair 1,1
+joint-scale 2
+cond-guidance 1
+end
+# shellcheck disable=SC2086
+{
+    pair="$small --unicon $depth"
+    two="$pair --unicon $id"
+    ok '--show-schedule without a checkpoint' wrong 2 '--show-schedule|--unicon PATH' $small --show-schedule
+    ok 'a checkpoint with a name that is not there' wrong 1 "--unicon|'nowhere'|no such directory" \
+        $small --unicon a=nowhere
+    ok 'a checkpoint with a name and no path' wrong 1 "--unicon|''|no such directory" $small --unicon a=
+    ok 'a base as a checkpoint' wrong 1 "--unicon|'$base'|base model, not a UniCon checkpoint|xy_lora" \
+        $small --unicon "$base"
+    ok 'a file as a checkpoint' wrong 1 "--unicon|'latents'|single file|directory with xy_lora" $small --unicon latents
+    ok 'a LoRA as a checkpoint' wrong 1 "--unicon|'lora'|plain LoRA, not a UniCon checkpoint|xy_lora" \
+        $small --unicon lora
+    ok 'a checkpoint without a part' wrong 1 "--unicon|'part'|no folder 'yx_lora'" $small --unicon part
+    ok 'a checkpoint without its projections' wrong 1 "--unicon|'bare'|neither model.pth nor model.safetensors" \
+        $small --unicon bare
+    ok 'too many checkpoints' wrong 2 '--unicon|8 checkpoints|at most 7' $two $two $two $two
+    ok 'a checkpoint twice' wrong 2 "--unicon|'depth'|NAME=PATH" $pair --unicon "$depth"
+    ok 'a name twice' wrong 2 "--unicon|'id'|NAME=PATH" $small --unicon "id=$depth" --unicon "$id"
+    ok 'a picture of no checkpoint' wrong 1 "--y|'id=good.png'|No such file" $pair --y id=good.png
+    ok '--y twice' wrong 2 "--y is given twice|'depth'" $pair --y good.png --y good.png
+    ok '--y twice, by two names' wrong 2 "--y is given twice|'depth'" $two --y y=good.png --y depth=good.png
+    for name in --y --y-mask --y-noise --pair; do
+        value=good.png
+        [ $name != --y-noise ] || value=1
+        [ $name != --pair ] || value=1,1
+        ok "two checkpoints and $name without a name" wrong 2 "$name '$value'|of which|NAME=|'depth'|'id'" \
+            $two $name $value
+        ok "two checkpoints and $name of a third" wrong 2 "$name 'y3=$value'|of which|NAME=|'depth'|'id'" \
+            $two $name y3=$value
+    done
+    for level in 2 -0.1 abc nan 0.5x; do
+        ok "--y-noise $level" wrong 2 "--y-noise '$level'|number from 0 to 1" $pair --y good.png --y-noise $level
+    done
+    ok '--y-noise of nothing' wrong 2 "--y-noise ''" $pair --y good.png --y-noise ''
+    ok 'a little noise on no y' wrong 2 'y begins|no picture|--y IMAGE' $pair --steps 5 --y-noise 0.5
+    ok 'a little noise on no y2' wrong 2 'y2 begins|no picture|--y NAME=IMAGE' $two --steps 5 --y-noise id=0.5
+    ok 'a little noise on no x' wrong 2 '--x-noise|--x IMAGE' $pair --x-noise 0.5
+    ok 'a task without its picture' wrong 2 'y begins|no picture|--y IMAGE' $pair --task y2x
+    ok 'a schedule without its picture' wrong 2 'x begins|no picture|--x IMAGE' $pair --steps 5 \
+        --schedule 'x=0.5:0 y=1:0'
+    ok '--y-mask without a picture' wrong 2 '--y-mask|--y IMAGE' $pair --y-mask good.png
+    ok "--y-mask without this one's picture" wrong 2 '--y-mask|--y IMAGE' \
+        $two --y depth=good.png --y-mask id=good.png
+    ok 'everything given, nothing drawn' wrong 2 'nothing is drawn|--x-noise 1' $pair --x good.png --y good.png
+    ok 'a task that there is not' wrong 2 "--task 'y2y'|y2x, x2y, joint, coarse-y, coarse-x or noisy-x2y" \
+        $pair --task y2y
+    ok 'a task of three' wrong 2 '--task|one checkpoint|--schedule' $two --task joint
+    ok 'a task and a schedule' wrong 2 '--task|--schedule|one of them' $pair --task joint --schedule 'x=1:0 y=1:0'
+    ok 'a task and a level' wrong 2 '--task|levels|one of them' $pair --task joint --y-noise 1
+    ok 'a schedule and a level' wrong 2 '--schedule|levels|one of them' $pair --schedule 'x=1:0 y=1:0' --x-noise 1
+    for weights in 1 a,b '1,' ,1 1,2,3 nan,1 1,inf 1e99,1 '1;1'; do
+        ok "--pair $weights" wrong 2 "--pair '$weights'|two numbers" $pair --pair "$weights"
+    done
+    ok '--pair of nothing' wrong 2 "--pair ''" $pair --pair ''
+    ok 'pndm' wrong 2 '--sampler pndm|pairs' $pair --sampler pndm
+}
+ok_schedule() {                             # ok_schedule TEXT WORDS: of x and y, wrongly
+    # shellcheck disable=SC2086
+    ok "--schedule '$1'" wrong 2 "--schedule '$1'|$2" $pair --schedule "$1"
+}
+ok_schedule 'x=0:1 y=1:0' "segment 1, input 'x'|rises"
+ok_schedule 'x=2:0 y=1:0' "segment 1, input 'x'|level 2 is not in [0,1]"
+ok_schedule 'x=1:0 z=1:0' "segment 1|no input 'z'|'x', 'y'"
+ok_schedule 'x=1:0' "segment 1|'y' has no level"
+ok_schedule 'x=1:0 y=1:0 x=0' "segment 1|'x' has two levels"
+ok_schedule 'x=1:0.5 y=1:0' "segment 1, input 'x'|stay noisy"
+ok_schedule 'x=1:a y=1:0' "segment 1|numbers from 0 to 1"
+ok_schedule 'x=1:0 y=1:0 slow' "segment 1|'slow'|guide, free"
+ok_schedule 'x=1:0 y=1:0 guide' 'gradient guidance is not there yet'
+ok_schedule '[(1,0),(0,1),0]' "segment 1, input 'x'|rises"
+ok_schedule '[(0,1),(0,1)' 'segment 1|want'
+ok_schedule '' 'segment 1|no level'
+# '|' parts words above, so what begins at 0.4 after 0.5 is told apart here
+# shellcheck disable=SC2086
+ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.4|ends at 0.5" \
+    $pair --schedule 'x=1:0.5 y=1:0|x=0.4:0 y=0'
 
 # ---- where results go ----
 for out in a.gif a dir/ dir/a.png.txt; do

@@ -178,16 +178,16 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
     for (int64_t b = 0; b < latents->dim[0] && !rc; b++) {
         const int64_t i = b / r->q->n_input, k = b % r->q->n_input;
         const struct tape_mark m = tape_mark(&s->t);
-        struct tensor *z, *y;
+        struct tensor *z, *y = NULL;
 
         rc = turns ? tick(r, "sampling", r->n_done, r->n_total, e) : tick(r, "decoding", b, latents->dim[0], e);
         if (rc)
             break;
         if (!(z = op_rows(&s->t, latents, k * (latents->dim[0] / r->q->n_input) + i, 1, e))
-            || !(y = vae_decode(&s->t, r->decoder, z, e)))
+            || (!r->q->input[k].unread && !(y = vae_decode(&s->t, r->decoder, z, e))))
             return e->code;
         if (r->dev->kern->computes)
-            rc = r->sink->image(r->sink->ctx, first + i, (int)k, y->data, z->data, e);
+            rc = r->sink->image(r->sink->ctx, first + i, (int)k, y ? y->data : NULL, z->data, e);
         tape_release(&s->t, m);
         account(r, STAGE_DECODE);
     }

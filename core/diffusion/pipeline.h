@@ -36,6 +36,7 @@ struct pipeline_input {
     const float *picture;                   /* (height,width,3) in [-1,1], or NULL */
     const float *mask;                      /* (height/8,width/8): 1 generated, 0 kept; or NULL */
     bool mode;                              /* the mean of the picture's latents, not a draw */
+    bool unread;                            /* nobody asks for its pixels: it is not decoded */
     const float *noise;                     /* (noise_rows,h,w,C), initial noise in place of drawn; or NULL */
     int64_t noise_rows;                     /* 1: the same for all; else count */
 };
@@ -68,8 +69,8 @@ struct pipeline_request {
 };
 
 struct pipeline_sink {
-    /* Input k of image `index`, in order: rgb (height,width,3) f32 about [-1,1], latents (h,w,C). Not called on the
-     * null device. */
+    /* Input k of image `index`, in order: rgb (height,width,3) f32 about [-1,1], latents (h,w,C). rgb is NULL for
+     * inputs that are unread. Not called on the null device. */
     int (*image)(void *ctx, int64_t index, int k, const float *rgb, const float *latents, struct err *e);
     void *ctx;
     struct progress progress;

@@ -1,0 +1,192 @@
+/* jobs/sample_pairs.c: the part of a sample job that is about pairs: checkpoints, values by name, the schedule. */
+#include "jobs/sample_inputs.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- checkpoints ---- */
+
+/* "NAME=PATH" or "PATH": a name has no '/' in it. */
+static int open_one(struct sample_inputs *in, const char *text, char *own, size_t size, struct err *e)
+{
+    const char *is = strchr(text, '='), *slash = strchr(text, '/');
+    const bool named = is && is > text && (!slash || is < slash);
+    int rc = unicon_file_open(&in->unicon[in->n_unicon], named ? is + 1 : text, NULL, e);
+
+    if (rc)
+        return err_in(e, "--unicon");
+    in->n_unicon++;
+    snprintf(own, size, "%.*s", named ? (int)(is - text) : (int)size,
+             named ? text : in->unicon[in->n_unicon - 1]->name);
+    return OK;
+}
+
+int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    static const char *const of_pairs[] = { "y", "y-mask", "y-noise", "y-prompt", "task", "schedule", "pair",
+                                            "joint-scale", "cond-guidance", "compat" };
+    const int n = spec_count(spec, "unicon");
+    int rc = OK;
+
+    snprintf(in->name[0], sizeof in->name[0], "x");
+    for (size_t i = 0; i < sizeof of_pairs / sizeof *of_pairs && !n; i++)
+        if (spec_is_set(spec, of_pairs[i]))
+            return err_set(e, E_ARG, "--%s is about a pair: say of which checkpoint, --unicon PATH", of_pairs[i]);
+    if (n >= PAIR_MAX_INPUT)
+        return err_set(e, E_ARG, "--unicon: %d checkpoints; at most %d at once", n, PAIR_MAX_INPUT - 1);
+    for (int k = 1; k <= n && !rc; k++) {
+        char *own = in->unicon_name[k];
+
+        snprintf(in->name[k], sizeof in->name[k], k > 1 ? "y%d" : "y", k);
+        rc = open_one(in, spec_item(spec, "unicon", k - 1), own, sizeof in->unicon_name[k], e);
+        in->partner[k] = own;
+        for (int i = 1; i < k && !rc; i++)
+            if (!strcmp(in->partner[i], own))
+                rc = err_set(e, E_ARG, "--unicon: two checkpoints are named '%s': say NAME=PATH for one", own);
+    }
+    return rc;
+}
+
+/* ---- values by name ---- */
+
+static bool names(const struct sample_inputs *in, const char *text, size_t n, int k)
+{
+    return (strlen(in->partner[k]) == n && !memcmp(text, in->partner[k], n))
+        || (strlen(in->name[k]) == n && !memcmp(text, in->name[k], n));
+}
+
+int sample_value_of(const char **value, const struct sample_inputs *in, const struct spec *spec, const char *key, int k,
+                    struct err *e)
+{
+    *value = NULL;
+    for (int i = 0; i < spec_count(spec, key); i++) {
+        const char *text = spec_item(spec, key, i), *is = strchr(text, '=');
+        int whose = 0;
+
+        for (int j = 1; j <= in->n_unicon && is && !whose; j++)
+            whose = names(in, text, (size_t)(is - text), j) ? j : 0;
+        if (!whose && in->n_unicon > 1)
+            return err_set(e, E_ARG, "--%s '%.60s': of which checkpoint? Say NAME=.., NAME as '%s' or '%s'", key, text,
+                           in->partner[1], in->partner[2]);
+        if ((whose ? whose : 1) != k)
+            continue;
+        if (*value)
+            return err_set(e, E_ARG, "--%s is given twice for '%s'", key, in->partner[k]);
+        *value = whose ? is + 1 : text;
+    }
+    return OK;
+}
+
+/* ---- the schedule ---- */
+
+static int no_picture(const struct sample_inputs *in, int k, struct err *e)
+{
+    return err_set(e, E_ARG, "%s begins with less noise than 1 and has no picture: say --%sIMAGE, or noise 1",
+                   in->name[k], !k ? "x " : in->n_unicon > 1 ? "y NAME=" : "y ");
+}
+
+/* A level by option; by default 0 for a picture that is given whole, else 1. */
+static int level_of(const struct sample_inputs *in, const struct spec *spec, int k, double *level, struct err *e)
+{
+    const char *text = NULL;
+    char *end;
+    int rc = k ? sample_value_of(&text, in, spec, "y-noise", k, e) : OK;
+
+    *level = k || !spec_is_set(spec, "x-noise") ? in->picture[k] && !in->mask[k] ? 0 : 1 : spec_double(spec, "x-noise");
+    if (!rc && text) {
+        *level = strtod(text, &end);
+        if (*end || end == text || !(*level >= 0 && *level <= 1))
+            return err_set(e, E_ARG, "--y-noise '%.60s': want a number from 0 to 1", text);
+    }
+    if (!rc && *level < 1 && !in->picture[k])
+        return no_picture(in, k, e);
+    return rc;
+}
+
+static int make_plan(struct sample_inputs *in, const struct spec *spec, int n_step, struct err *e)
+{
+    const bool levels = spec_is_set(spec, "x-noise") || spec_count(spec, "y-noise");
+    const int n = in->request.n_input, flags = in->request.official ? PAIR_OFFICIAL : 0;
+    const char *schedule = spec_text(spec, "schedule"), *task = spec_text(spec, "task"), *name[PAIR_MAX_INPUT];
+    double level[PAIR_MAX_INPUT];
+    int rc = OK;
+
+    if ((schedule != NULL) + (task != NULL) + levels > 1)
+        return err_set(e, E_ARG, "noise levels, --task and --schedule say the same thing: give one of them");
+    if (task && n != 2)
+        return err_set(e, E_ARG, "--task is for one checkpoint; for %d say --schedule or noise levels", n - 1);
+    for (int k = 0; k < n && !rc; k++) {
+        name[k] = in->name[k];
+        rc = level_of(in, spec, k, &level[k], e);
+    }
+    if (rc)
+        return rc;
+    if (task || schedule) {
+        rc = pair_parse(&in->plan, task ? pair_task(task) : schedule, name, n, n_step, flags, e);
+        for (int i = 0; !rc && i < in->plan.n_row; i++)
+            if (in->plan.row[i].guide)
+                rc = err_set(e, E_ARG, "gradient guidance is not there yet: leave out guide");
+        return rc ? err_in(e, task ? "--task %.40s" : "--schedule '%.40s'", task ? task : schedule) : OK;
+    }
+    return pair_from_levels(&in->plan, level, n, n_step, flags, e);
+}
+
+/* Everybody who begins with less than pure noise needs a picture. */
+static int check_starts(struct sample_inputs *in, struct err *e)
+{
+    bool all_held = true;
+
+    for (int k = 0; k < in->request.n_input; k++) {
+        in->held[k] = in->plan.start[k] == PAIR_HELD;
+        in->request.input[k].unread = in->held[k];
+        all_held &= in->held[k];
+        if (in->plan.start[k] && !in->picture[k])
+            return no_picture(in, k, e);
+    }
+    return all_held ? err_set(e, E_ARG, "everything is given and nothing is drawn: say which of x and y has noise, as "
+                              "--x-noise 1 or --task y2x") : OK;
+}
+
+static int set_weights(struct sample_inputs *in, const struct spec *spec, int k, struct err *e)
+{
+    struct pipeline_pair *p = &in->request.pair[k - 1];
+    const char *text;
+    char *end;
+    int rc = sample_value_of(&text, in, spec, "pair", k, e);
+
+    *p = (struct pipeline_pair){ 0, k, 1, 1, &in->unicon[k - 1]->weights };
+    if (rc || !text)
+        return rc;
+    p->wx = (float)strtod(text, &end);
+    if (end != text && *end == ',') {
+        const char *second = end + 1;
+
+        p->wy = (float)strtod(second, &end);
+        if (end != second && !*end && isfinite(p->wx) && isfinite(p->wy))
+            return OK;
+    }
+    return err_set(e, E_ARG, "--pair '%.60s': want two numbers, WX,WY", text);
+}
+
+int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    struct schedule schedule;
+    struct sampler sampler;
+    int rc;
+
+    if (!in->n_unicon)
+        return OK;
+    if (in->request.sampler == SAMPLER_PNDM)
+        return err_set(e, E_ARG, "--sampler pndm takes some steps twice and cannot walk pairs: take another");
+    rc = schedule_init(&schedule, &in->base->schedule, e);
+    rc = rc ? rc : sampler_init(&sampler, in->request.sampler, &schedule, in->request.steps, in->request.eta, e);
+    rc = rc ? rc : make_plan(in, spec, sampler.n_step, e);
+    rc = rc ? rc : check_starts(in, e);
+    for (int k = 1; k <= in->n_unicon && !rc; k++)
+        rc = set_weights(in, spec, k, e);
+    in->request.n_pair = in->n_unicon;
+    in->request.plan = &in->plan;
+    return rc;
+}
