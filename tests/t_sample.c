@@ -397,6 +397,9 @@ static void test_same(void)
                at("b"), "-o", at("b.png"));
     tap_ok(!b.status && same_latents(at("a"), at("b")), "a single-file checkpoint gives the bits of the directory %s",
            b.err);
+    b = SAMPLE(at("sd1.ckpt"), SMALL, "--count", "3", "--seed", "5", "--sampler", "euler-a", "--save-latents", at("b"),
+               "-o", at("b.png"));
+    tap_ok(!b.status && same_latents(at("a"), at("b")), "and so does a pickle of it %s", b.err);
 }
 
 static void test_noise_file(void)
@@ -506,7 +509,7 @@ int main(void)
     golden = golden_open("tests/reference/pipelines.safetensors");
     unicon_golden = golden_open("tests/reference/unicon.safetensors");
     if (access(program, X_OK) || !mkdtemp(tmp) || tiny_write("sd1", at("sd1")) || tiny_write("sd2", at("sd2"))
-        || tiny_write_single("sd1", at("sd1.safetensors"))) {
+        || tiny_write_single("sd1", at("sd1.safetensors")) || tiny_write_single("sd1", at("sd1.ckpt"))) {
         printf("Bail out! no %s, or no model can be written to %s\n", program, tmp);
         return 1;
     }

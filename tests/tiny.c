@@ -9,6 +9,7 @@
 
 #include "store/aside.h"
 #include "store/safetensors.h"
+#include "store/torch_save.h"
 #include "tests/golden.h"
 
 enum { MAX_TENSOR = 1024 };
@@ -271,7 +272,10 @@ int tiny_write_single(const char *model, const char *path)
         m[i] = tiny_open(model, part[i]);
         n += items(item + n, m[i], m[i]->original);
     }
-    rc = safetensors_write(path, item, n, NULL, &e);
+    if (strlen(path) > 5 && !strcmp(path + strlen(path) - 5, ".ckpt"))
+        rc = torch_save(path, item, n, &e);
+    else
+        rc = safetensors_write(path, item, n, NULL, &e);
     for (int i = 0; i < 3; i++)
         tiny_close(m[i]);
     return rc;

@@ -27,7 +27,8 @@ struct unet_config tiny_unet_config(const char *model);
 struct vae_config tiny_vae_config(const char *model);
 struct clip_text_config tiny_text_config(const char *model);
 
-/* The model as a diffusers directory, which is made if it is not there, and (sd1) as one file of the original layout.
+/* The model as a diffusers directory, which is made if it is not there, and (sd1) as one file of the original
+ * layout, a pickle if the path ends in .ckpt.
  * Nonzero on failure. Both read tests/reference and store/builtin: run from the top of the sources. */
 int tiny_write(const char *model, const char *directory);
 int tiny_write_single(const char *model, const char *path);
