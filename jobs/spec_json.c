@@ -57,6 +57,8 @@ static bool is_standard(const struct spec *s, const struct spec_key *k)
 
     if (!v->set)
         return true;
+    if (!k->standard && (k->type == SPEC_INT || k->type == SPEC_DOUBLE))
+        return false;                       /* there is none that it could be */
     switch (k->type) {
     case SPEC_FLAG: return !v->i;
     case SPEC_INT: return v->i == spec_int(&bare, k->name);

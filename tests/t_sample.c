@@ -417,6 +417,9 @@ static void test_noise_file(void)
     b = finish(start((char *const[]){ "unicon-sample", "-q", "--replay", (char *)(uintptr_t)at("b-1.png"), "-o",
                                       (char *)(uintptr_t)at("r.png"), NULL }));
     tap_ok(!b.status && same_file(at("b-1.png"), at("r.png")), "--replay finds the row it was drawn from %s", b.err);
+    b = finish(start((char *const[]){ "unicon-sample", "-q", "--replay", (char *)(uintptr_t)at("b-0.png"), "-o",
+                                      (char *)(uintptr_t)at("r.png"), NULL }));
+    tap_ok(!b.status && same_file(at("b-0.png"), at("r.png")), "the first one too %s", b.err);
 }
 
 /* x as it is: its latents are held, so the picture is the autoencoder's own. */
