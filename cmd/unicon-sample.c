@@ -77,8 +77,7 @@ static int complete(struct spec *spec, const struct cli *cli, struct err *e)
 }
 
 /* Threads that spin while they wait take time from those that work. libgomp reads this once, when the program starts,
- * so
- * the program starts again. */
+ * so the program starts again. */
 static void wait_without_spinning(char **argv)
 {
     char self[4096];

@@ -1,12 +1,11 @@
 /* core/joint.h: what UniCon adds to a UNet: beside every self-attention one across the pair, with a low-rank adapter
- * per
- * branch, and a projection back (paper Eq. 4 and 5; names of the published files). The base's own weights serve in
+ * per branch, and a projection back (paper Eq. 4 and 5; names of the published files). The base's own weights serve in
  * it, so an adapter goes with any base of its sizes.
  *
  *     struct joint *j;
  *     if (joint_new(&j, place, n_place, 768, &weights, &layers, e)) ...
  *     struct joint_run r = { 2, 1, { { 0, 1, 1, 1, j } }, 1, false };
- *     eps = unet_forward(t, u, x, time, &text, &r, e);                rows x, then rows y                       */
+ *     eps = unet_forward(t, u, x, time, &text, &r, e);                rows of x, then rows of y             */
 #ifndef UNICON_CORE_JOINT_H
 #define UNICON_CORE_JOINT_H
 
@@ -78,8 +77,7 @@ struct joint_run {
 };
 
 /* Low-rank terms of the self- (1) or text attention (2) of input k: those of every joint that has k as its y. Returns
- * how
- * many; out has room for JOINT_MAX_PAIR. */
+ * how many; out has room for JOINT_MAX_PAIR. */
 int joint_y_terms(const struct joint_run *r, int k, int block, int attn, int projection, struct op_lora *out);
 
 #endif

@@ -40,8 +40,7 @@ struct lora_set {
 };
 
 /* w (Co, K) f32 row-major in the file's own order (K = Ci*KH*KW) += everything in the set for part's `target`. The
- * sum is
- * taken in f32, products with kern. work: host arena, marked and released. E_FORMAT if sizes do not fit. */
+ * sum is taken in f32, products with kern. work: host arena, marked and released. E_FORMAT if sizes do not fit. */
 int lora_add(const struct lora_set *set, enum lora_part part, const char *target, float *w, int64_t Co, int64_t K,
              struct arena *work, struct err *e);
 bool lora_changes(const struct lora_set *set, enum lora_part part, const char *target);

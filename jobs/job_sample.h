@@ -19,10 +19,8 @@ struct job_env {
 };
 
 /* shared: the keys that do not change what is made (device, threads, memory, quality). Everything that the spec names
- * is
- * opened and checked before anything is computed. Pictures appear whole, one by one; a job that is stopped leaves
- * those that
- * were finished. */
+ * is opened and checked before anything is computed. Pictures appear whole, one by one; a job that is stopped leaves
+ * those that were finished. */
 int job_sample(const struct spec *spec, const struct spec *shared, const struct job_env *env, struct err *e);
 
 #endif

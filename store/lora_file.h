@@ -18,8 +18,7 @@ struct lora_file {
 };
 
 /* unet names the layers that kohya's underscored names stand for. E_FORMAT if nothing in the file is a LoRA, an up
- * has no
- * down, or ranks differ. */
+ * has no down, or ranks differ. */
 int lora_file_open(struct lora_file **out, const char *path, const struct unet_config *unet, struct err *e);
 void lora_file_close(struct lora_file *f);
 

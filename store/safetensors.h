@@ -29,8 +29,7 @@ struct safetensors_item {
 };
 
 /* Written aside and renamed. metadata: pairs of strings, key then value, NULL at the end, or NULL for none; "format":
- * "pt"
- * is always there. */
+ * "pt" is always there. */
 int safetensors_write(const char *path, const struct safetensors_item *item, int n, const char *const *metadata,
                       struct err *e);
 

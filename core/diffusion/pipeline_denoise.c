@@ -262,8 +262,7 @@ static struct tensor *half_of(struct batch *b, struct tensor *y, int k, int64_t 
 }
 
 /* Guided output of input k, (n,h,w,C): u + cfg (c - u), and with condition guidance + s (c - c without joint
- * attention);
- * paper, appendix C. */
+ * attention); paper, appendix C. */
 static struct tensor *guide(struct batch *b, struct tensor *y, struct tensor *apart, int k, struct err *e)
 {
     const struct pipeline_request *q = b->r->q;
@@ -282,8 +281,7 @@ static struct tensor *guide(struct batch *b, struct tensor *y, struct tensor *ap
 }
 
 /* The known part of input k is put back at the level that comes next: for one that pauses, in the published code that
- * of
- * the next step too, here its own. */
+ * of the next step too, here its own. */
 static int put_back(struct batch *b, const struct pair_row *row, int k, struct err *e)
 {
     const struct run *r = b->r;

@@ -1,6 +1,5 @@
 /* core/model/transformer.c: self-attention, text attention and the gated layer of a transformer block; and for pairs
- * the
- * joint attention beside self-attention (UniCon, Eq. 4 and 5):
+ * the joint attention beside self-attention (UniCon, Eq. 4 and 5):
  *
  *     n = LN1(h);  X, Y: rows of x and y in n
  *     Ox = Wo[xy] softmax(Wq[xy] X (Wk[yx] Y)^T) Wv[yx] Y      Oy the other way round
