@@ -17,11 +17,15 @@
 static void store_value(unsigned char *at, enum stored_type t, double x)
 {
     const uint8_t truth = x > 0;
+    uint16_t half;                      /* `at` may be odd */
 
     switch (t) {
     case STORED_F32: memcpy(at, &(float){ (float)x }, 4); break;
-    case STORED_F16: dtype_from_f32(at, F16, &(float){ (float)x }, 1); break;
-    case STORED_BF16: dtype_from_f32(at, BF16, &(float){ (float)x }, 1); break;
+    case STORED_F16:
+    case STORED_BF16:
+        dtype_from_f32(&half, t == STORED_F16 ? F16 : BF16, &(float){ (float)x }, 1);
+        memcpy(at, &half, sizeof half);
+        break;
     case STORED_F64: memcpy(at, &x, 8); break;
     case STORED_I8: memcpy(at, &(int8_t){ (int8_t)x }, 1); break;
     case STORED_U8: memcpy(at, &(uint8_t){ (uint8_t)fabs(x) }, 1); break;
