@@ -63,11 +63,11 @@ static int pack_now(struct weight *w, struct device *d, const struct kpack *p, v
         *stale = true;
     }
     raw = values(w, e);
-    if (!raw)
-        return err_in(e, "packing weights '%s'", w->name);
-    rc = d->kern->pack(&d->ctx, *slot, p, raw);
+    rc = raw ? d->kern->pack(&d->ctx, *slot, p, raw) : K_OK;
     if (w->stage)
         arena_release(w->stage, mark);
+    if (!raw)
+        return err_in(e, "packing weights '%s'", w->name);
     if (rc)
         return err_set(e, rc == K_LAUNCH ? E_DEVICE : E_BUG,
                        "weights '%s' (%" PRId64 ",%d,%d,%" PRId64 ") cannot be packed as kind %d", w->name, w->Co,

@@ -43,21 +43,35 @@ static struct tensor *join(struct tape *t, struct tensor **in, int n, struct err
     return y;
 }
 
+/* h + to_out(attention of n to key and v) of input k; without gradients in place of h. attn: 1 self, 2 text. */
+static struct tensor *attend(struct tape *t, struct transformer *a, const struct joint_run *r, int k, int attn,
+                             struct tensor *h, struct tensor *n, struct tensor *key, struct tensor *v, struct err *e)
+{
+    struct attention *w = attn == 1 ? &a->attn1 : &a->attn2;
+    const struct tape_mark m = tape_mark(t);
+    struct tensor *q, *o;
+
+    if (!(q = project(t, n, &w->to_q, r, k, a->block, attn, JOINT_Q, NULL, e))
+        || !(o = op_attention(t, q, key, v, a->heads, 0, false, e)))
+        return NULL;
+    tape_into(t, t->recording ? NULL : h);
+    h = project(t, o, &w->to_out, r, k, a->block, attn, JOINT_O, h, e);
+    tape_release(t, m);
+    return h;
+}
+
 /* ---- self-attention ---- */
 
 static struct tensor *self_rows(struct tape *t, struct transformer *a, const struct joint_run *r, int k,
                                 struct tensor *h, struct tensor *n, struct err *e)
 {
     const struct tape_mark m = tape_mark(t);
-    struct tensor *q, *key, *v, *o;
+    struct tensor *key, *v;
 
-    if (!(q = project(t, n, &a->attn1.to_q, r, k, a->block, 1, JOINT_Q, NULL, e))
-        || !(key = project(t, n, &a->attn1.to_k, r, k, a->block, 1, JOINT_K, NULL, e))
-        || !(v = project(t, n, &a->attn1.to_v, r, k, a->block, 1, JOINT_V, NULL, e))
-        || !(o = op_attention(t, q, key, v, a->heads, 0, false, e)))
+    if (!(key = project(t, n, &a->attn1.to_k, r, k, a->block, 1, JOINT_K, NULL, e))
+        || !(v = project(t, n, &a->attn1.to_v, r, k, a->block, 1, JOINT_V, NULL, e)))
         return NULL;
-    tape_into(t, t->recording ? NULL : h);
-    h = project(t, o, &a->attn1.to_out, r, k, a->block, 1, JOINT_O, h, e);
+    h = attend(t, a, r, k, 1, h, n, key, v, e);
     tape_release(t, m);
     return h;
 }
@@ -161,21 +175,6 @@ static struct tensor *self_attention(struct tape *t, struct transformer *a, stru
 
 /* ---- text attention ---- */
 
-static struct tensor *text_rows(struct tape *t, struct transformer *a, const struct joint_run *r, int k,
-                                struct tensor *h, struct tensor *n, struct tensor *key, struct tensor *v, struct err *e)
-{
-    const struct tape_mark m = tape_mark(t);
-    struct tensor *q, *o;
-
-    if (!(q = project(t, n, &a->attn2.to_q, r, k, a->block, 2, JOINT_Q, NULL, e))
-        || !(o = op_attention(t, q, key, v, a->heads, 0, false, e)))
-        return NULL;
-    tape_into(t, t->recording ? NULL : h);
-    h = project(t, o, &a->attn2.to_out, r, k, a->block, 2, JOINT_O, h, e);
-    tape_release(t, m);
-    return h;
-}
-
 static struct tensor *text_attention(struct tape *t, struct transformer *a, struct tensor *h, struct tensor *key,
                                      struct tensor *v, const struct joint_run *r, struct err *e)
 {
@@ -186,7 +185,7 @@ static struct tensor *text_attention(struct tape *t, struct transformer *a, stru
     for (int k = 0; k < n_inputs(r); k++)
         if (!n || !(in = part(t, n, r, k, e)) || !(rows[k] = part(t, h, r, k, e))
             || !(own_k = part(t, key, r, k, e)) || !(own_v = part(t, v, r, k, e))
-            || !(rows[k] = text_rows(t, a, r, k, rows[k], in, own_k, own_v, e)))
+            || !(rows[k] = attend(t, a, r, k, 2, rows[k], in, own_k, own_v, e)))
             return NULL;
     if (t->recording)
         return join(t, rows, n_inputs(r), e);
