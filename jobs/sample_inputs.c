@@ -117,7 +117,7 @@ static int encode_prompts(struct sample_inputs *in, const struct spec *spec, con
             return err_set(e, E_NOMEM, "out of memory for a prompt");
         memcpy(whole, trigger, strlen(trigger));
         memcpy(whole + strlen(trigger), text, strlen(text) + 1);
-        rc = encode(in, whole, *own ? "y-prompt" : "prompt", in->prompt[k], *own ? env : &(struct job_env){ 0 }, e);
+        rc = encode(in, whole, *own ? "y-prompt" : "prompt, after y's trigger word,", in->prompt[k], env, e);
         free(whole);
     }
     return rc;
@@ -295,6 +295,8 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
                                                         .mode = spec_choice(spec, "x-sample") == 1 };
     if (!spec_text(spec, "x") && in->request.x_noise < 1)
         return err_set(e, E_ARG, "--x-noise says what to do with a picture: say which, --x IMAGE");
+    if (!in->n_unicon && !(in->request.x_noise > 0) && spec_text(spec, "x-mask"))
+        return err_set(e, E_ARG, "--x-mask: x has no noise and stays as it is, so a mask does nothing: say --x-noise");
     if (spec_is_set(spec, "noise-row") && !spec_text(spec, "noise"))
         return err_set(e, E_ARG, "--noise-row is a row of a file: say which, --noise FILE");
     if (spec_is_set(spec, "eta") && in->request.eta > 0 && in->request.sampler != SAMPLER_DDIM)

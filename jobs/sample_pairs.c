@@ -144,6 +144,9 @@ static int check_starts(struct sample_inputs *in, struct err *e)
         all_held &= in->held[k];
         if (in->plan.start[k] && !in->picture[k])
             return no_picture(in, k, e);
+        if (in->held[k] && in->mask[k])
+            return err_set(e, E_ARG, "--%s-mask: %s has no noise and stays as it is, so a mask does nothing: give it "
+                           "noise", k ? "y" : "x", in->name[k]);
     }
     return all_held ? err_set(e, E_ARG, "everything is given and nothing is drawn: say which of x and y has noise, as "
                               "--x-noise 1 or --task y2x") : OK;

@@ -309,6 +309,8 @@ ok_schedule 'x=1:0.5 y=1:0' "segment 1, input 'x'|stay noisy"
 ok_schedule 'x=1:a y=1:0' "segment 1|numbers from 0 to 1"
 ok_schedule 'x=1:0 y=1:0 slow' "segment 1|'slow'|guide, free"
 ok_schedule 'x=1:0 y=1:0 guide' 'gradient guidance is not there yet'
+ok 'a mask of a held x' wrong 2 '--x-mask|x has no noise|does nothing' $pair --x good.png --x-mask good.png --task x2y
+ok 'a mask of an x without noise' wrong 2 '--x-mask|does nothing' $small --x good.png --x-mask good.png --x-noise 0
 ok_schedule '[(1,0),(0,1),0]' "segment 1, input 'x'|rises"
 ok_schedule '[(0,1),(0,1)' 'segment 1|want'
 ok_schedule '' 'segment 1|no level'
