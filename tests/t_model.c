@@ -12,8 +12,8 @@
 
 #define LEN(a) (sizeof(a) / sizeof *(a))
 
-/* Of f32: what the issue of a model's parity allows; diffusers' own float32 is off by 1e-6 to 4e-6 here. Of bf16: that
- * rounds every activation to 8 bits, as diffusers' does. */
+/* Of f32: 2e-5 is what parity is taken to mean, a few times what diffusers' own float32 is off by here (1e-6 to 4e-6).
+ * Of bf16: that rounds every activation to 8 bits, as diffusers' does; see bf16_bound. */
 static const double forward_f32 = 2e-5, gradient_f32 = 1e-4;
 
 /* Under sanitizers the best instruction set alone, and no large maps. */

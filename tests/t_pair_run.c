@@ -24,8 +24,8 @@ enum { THOROUGH = 0 };
 enum { THOROUGH = 1 };
 #endif
 
-/* What is asked for after a whole run; the published code's own float32 is within 3e-5. */
-static const double run_off = 1e-3;
+/* The published code's own float32 is off by up to 2.3e-5 after a whole run, ours by 3.2e-5; instruction sets vary. */
+static const double run_off = 2e-4;
 
 static char tmp[] = "/tmp/t_pair_run.XXXXXX";
 static struct golden *golden;

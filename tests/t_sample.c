@@ -32,8 +32,8 @@ enum { THOROUGH = 0 };
 enum { THOROUGH = 1 };
 #endif
 
-/* 20 steps with guidance, in f32 on both sides: what is asked for. */
-static const double walk_off = 1e-3;
+/* Whole runs with guidance, in f32 on both sides: ours are off by up to 5e-5, and instruction sets from each other. */
+static const double walk_off = 2e-4;
 
 static struct golden *golden, *unicon_golden;
 static char tmp[] = "/tmp/t_sample.XXXXXX";
