@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "store/strict_json.h"
+
+enum { MAX_DEPTH = 64 };
+
 static int no_memory(struct err *e)
 {
     return err_set(e, E_NOMEM, "out of memory");
@@ -186,35 +190,18 @@ static int begin(struct spec *s, const json_t *root, struct err *e)
     return OK;
 }
 
-/* Out of memory jansson mostly says nothing, now and then that a token is invalid. */
-static int not_json(const json_error_t *why, struct err *e)
-{
-    char text[JSON_ERROR_TEXT_LENGTH];
-
-    if (!why->text[0] || json_error_code(why) == json_error_out_of_memory)
-        return no_memory(e);
-    snprintf(text, sizeof text, "%s", why->text);
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 32)
-            *c = '?';
-    return err_set(e, E_FORMAT, "not JSON: %s (byte %d)", text, why->position);
-}
-
 int spec_from_json(struct spec *out, const char *text, size_t size, struct err *e)
 {
     struct spec made = { 0 };
-    json_error_t why;
     json_t *root = NULL, *j;
     const char *name;
     int rc;
 
     if (size > SPEC_MAX_JSON)
         return err_set(e, E_FORMAT, "job spec: %zu bytes are too many, want at most %d", size, SPEC_MAX_JSON);
-    root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
-    if (!root)
-        rc = not_json(&why, e);
-    else
-        rc = json_is_object(root) ? begin(&made, root, e) : err_set(e, E_FORMAT, "it is not an object");
+    rc = strict_json(&root, text, size, MAX_DEPTH, SPEC_MAX_JSON, e);
+    if (!rc)
+        rc = begin(&made, root, e);
     if (!rc)
         json_object_foreach(root, name, j)
             if (strcmp(name, "kind") && strcmp(name, "version") && (rc = set_from_json(&made, name, j, e)))

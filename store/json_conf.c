@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_BYTES = 1 << 20 };
+#include "store/strict_json.h"
+
+enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 64 };
 
 int json_conf_fail(struct json_conf *c, const char *fmt, ...)
 {
@@ -26,17 +28,12 @@ int json_conf_fail(struct json_conf *c, const char *fmt, ...)
 
 int json_conf_open(struct json_conf *c, const char *what, const char *text, size_t n, struct err *e)
 {
-    json_error_t why;
+    struct err why = { 0 };
 
     *c = (struct json_conf){ .what = what, .e = e };
     if (n > MAX_BYTES)
         return json_conf_fail(c, "%zu bytes are no configuration", n);
-    c->root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
-    if (!c->root)
-        return json_conf_fail(c, "line %d: %s", why.line, why.text);
-    if (!json_is_object(c->root))
-        return json_conf_fail(c, "not a JSON object");
-    return OK;
+    return strict_json(&c->root, text, n, MAX_DEPTH, MAX_BYTES, &why) ? json_conf_fail(c, "%s", why.text) : OK;
 }
 
 int json_conf_close(struct json_conf *c)

@@ -2,7 +2,7 @@
  * after it.
  *
  *     json_t *top;
- *     if (strict_json(&top, text, n, 4, 1000000, e)) ...       "line 1, column 7: duplicate object key"
+ *     if (strict_json(&top, text, n, 4, 1000000, e)) ...       "not JSON, line 1, column 7: .."
  *     json_decref(top);                                                                                     */
 #ifndef UNICON_STORE_STRICT_JSON_H
 #define UNICON_STORE_STRICT_JSON_H

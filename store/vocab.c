@@ -9,8 +9,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "store/map.h"
+#include "store/strict_json.h"
 
-enum { MAX_JSON_BYTES = 1 << 25 };
+enum { MAX_JSON_BYTES = 1 << 25, MAX_DEPTH = 64, MAX_VALUES = 1 << 22 };
 
 /* The path is relative to the repository's root, where the compiler runs. */
 __asm__(".pushsection .rodata\n"
@@ -21,30 +22,11 @@ __asm__(".pushsection .rodata\n"
         ".popsection\n");
 extern const char unicon_clip_merges[], unicon_clip_merges_end[];
 
-/* What jansson says, less the piece of the file that it quotes: that may be anything. */
 static int load_object(json_t **out, const char *text, size_t bytes, struct err *e)
 {
-    json_error_t why = { 0 };
-    json_t *root = NULL;
-    char *quote;
-
     if (bytes > MAX_JSON_BYTES)
         return err_set(e, E_FORMAT, "%zu bytes: at most %d are read", bytes, (int)MAX_JSON_BYTES);
-    root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
-    if (!root) {
-        if (json_error_code(&why) == json_error_out_of_memory)
-            return err_set(e, E_NOMEM, "out of memory for %zu bytes of JSON", bytes);
-        quote = strstr(why.text, json_error_code(&why) == json_error_duplicate_key ? " \"" : " near ");
-        if (quote)
-            *quote = 0;
-        return err_set(e, E_FORMAT, "line %d, column %d: %s", why.line, why.column, why.text);
-    }
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return err_set(e, E_FORMAT, "not a JSON object");
-    }
-    *out = root;
-    return OK;
+    return strict_json(out, text, bytes, MAX_DEPTH, MAX_VALUES, e);
 }
 
 /* {"word": id, ..} as a list; texts are the object's. */

@@ -304,7 +304,7 @@ static void test_writing(void)
 #define SAMPLE "{\"kind\":\"sample\",\"version\":1,"
 
 static const struct { const char *json, *says; } foreign[] = {
-    { "", "job spec: not JSON" }, { "{", "not JSON" }, { "[]", "it is not an object" }, { "3", "not JSON" },
+    { "", "job spec: not JSON" }, { "{", "not JSON" }, { "[]", "not a JSON object" }, { "3", "not JSON" },
     { "{}", "does not say its kind" }, { "{\"kind\":3}", "does not say its kind" },
     { "{\"kind\":\"paint\",\"version\":1}", "kind 'paint' is not one that this program knows" },
     { "{\"kind\":\"a\\nb\",\"version\":1}", "its kind is not one" },
@@ -346,7 +346,7 @@ static void test_foreign(void)
     memset(big, ' ', SPEC_MAX_JSON + 1);
     memset(deep, '[', 100000);
     tap_ok(spec_from_json(&s, big, SPEC_MAX_JSON + 1, &e) == E_FORMAT && is_err(&e, E_FORMAT, "too many")
-           && spec_from_json(&s, deep, 100000, &e) == E_FORMAT && is_err(&e, E_FORMAT, "not JSON"),
+           && spec_from_json(&s, deep, 100000, &e) == E_FORMAT && is_err(&e, E_FORMAT, "nested deeper"),
            "too large, too deep");
     free(big);
     free(deep);

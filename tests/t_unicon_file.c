@@ -394,7 +394,7 @@ static void test_directories(void)
     base_text(base_path("place/unicon.json"), "{\"adapter_names\": [\"xy_lora\", \"yx_lora\", \"y_lora\"]}");
     refused(dir, NULL, E_FORMAT, "place': it has no folder 'y_lora'");
     base_text(base_path("place/unicon.json"), "{\"model_name\": ");
-    refused(dir, NULL, E_FORMAT, "unicon.json': model configuration: line 1");
+    refused(dir, NULL, E_FORMAT, "unicon.json': model configuration: not JSON, line 1");
     unlink(base_path("place/unicon.json"));
     unlink(base_path("place/model.safetensors"));
     refused(dir, NULL, E_FORMAT, "neither model.pth nor model.safetensors");
