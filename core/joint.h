@@ -4,8 +4,9 @@
  *
  *     struct joint *j;
  *     if (joint_new(&j, place, n_place, 768, &weights, &layers, e)) ...
- *     struct joint_run r = { 2, 1, { { 0, 1, 1, 1, j } }, 1, false };
- *     eps = unet_forward(t, u, x, time, &text, &r, e);                rows of x, then rows of y             */
+ *     struct joint_run r = { .n_input = 2, .n_pair = 1, .pair = { { 0, 1, 1, 1, j } }, .scale = 1 };
+ *     struct unet_call call = { .pairs = &r };
+ *     eps = unet_forward(t, u, x, time, &text, &call, e);             rows of x, then rows of y             */
 #ifndef UNICON_CORE_JOINT_H
 #define UNICON_CORE_JOINT_H
 
@@ -64,7 +65,7 @@ int joint_new(struct joint **out, const struct joint_place *place, int n, int64_
 enum { JOINT_MAX_PAIR = 8 };
 
 struct joint_pair {
-    int x, y;                               /* inputs */
+    int x, y;                               /* inputs; -1: not in this batch, both weights are 0 */
     float wx, wy;                           /* weights of what x and y get */
     struct joint *joint;
 };
@@ -74,6 +75,7 @@ struct joint_run {
     struct joint_pair pair[JOINT_MAX_PAIR];
     float scale;                            /* joint scale: multiplies what every row gets; 1 */
     bool off;                               /* no joint attention; y rows keep their y-LoRA */
+    bool unread[JOINT_MAX_PAIR];            /* nobody reads the UNet's output for this input: it may be left undone */
 };
 
 /* Low-rank terms of the self- (1) or text attention (2) of input k: those of every joint that has k as its y. Returns

@@ -280,7 +280,7 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
 
     in->request = (struct pipeline_request){
         .n_input = 1 + in->n_unicon, .joint_scale = spec_double(spec, "joint-scale"),
-        .cond_guidance = spec_double(spec, "cond-guidance"), .official = spec_choice(spec, "compat") == 1,
+        .official = spec_choice(spec, "compat") == 1,
         .clip_skip = (int)spec_int(spec, "clip-skip"), .width = W,
         .height = H, .sampler = (enum sampler_kind)sampler_kind_of(spec_text(spec, "sampler")),
         .steps = (int)spec_int(spec, "steps"), .eta = spec_double(spec, "eta"), .cfg = spec_double(spec, "cfg"),

@@ -152,25 +152,75 @@ static int check_starts(struct sample_inputs *in, struct err *e)
                               "--x-noise 1 or --task y2x") : OK;
 }
 
+/* "WX,WY"; false if it is something else. */
+static bool two_numbers(const char *text, float *a, float *b)
+{
+    char *end;
+
+    *a = strtof(text, &end);
+    if (end == text || *end != ',')
+        return false;
+    text = end + 1;
+    *b = strtof(text, &end);
+    return end != text && !*end && isfinite(*a) && isfinite(*b);
+}
+
 static int set_weights(struct sample_inputs *in, const struct spec *spec, int k, struct err *e)
 {
     struct pipeline_pair *p = &in->request.pair[k - 1];
     const char *text;
-    char *end;
-    int rc = sample_value_of(&text, in, spec, "pair", k, e);
+    const int rc = sample_value_of(&text, in, spec, "pair", k, e);
 
     *p = (struct pipeline_pair){ 0, k, 1, 1, &in->unicon[k - 1]->weights };
     if (rc || !text)
         return rc;
-    p->wx = (float)strtod(text, &end);
-    if (end != text && *end == ',') {
-        const char *second = end + 1;
-
-        p->wy = (float)strtod(second, &end);
-        if (end != second && !*end && isfinite(p->wx) && isfinite(p->wy))
-            return OK;
-    }
+    if (two_numbers(text, &p->wx, &p->wy))
+        return OK;
     return err_set(e, E_ARG, "--pair '%.60s': want two numbers, WX,WY", text);
+}
+
+/* "C", "C:WX,WY": by how much away from what comes with these weights, 0,0 if it does not say; of pair `of`, or of
+ * all (-1). */
+static int add_contrast(struct sample_inputs *in, const char *text, int of, struct err *e)
+{
+    struct pipeline_request *q = &in->request;
+    struct pipeline_contrast c = { .scale = 0 };
+    float wx = 0, wy = 0;
+    char *end;
+
+    c.scale = strtof(text, &end);
+    if (end == text || !(c.scale >= 0 && c.scale <= 100) || (*end && (*end != ':' || !two_numbers(end + 1, &wx, &wy))))
+        return err_set(e, E_ARG, "--cond-guidance '%.60s': want a number from 0 to 100, and if you like the weights to "
+                       "compare with, C:WX,WY", text);
+    if (q->n_contrast == PIPELINE_MAX_CONTRAST)
+        return err_set(e, E_ARG, "--cond-guidance is given more than %d times", PIPELINE_MAX_CONTRAST);
+    for (int i = 0; i < q->n_pair; i++) {
+        const bool it = of < 0 || of == i;
+
+        c.wx[i] = it ? wx : q->pair[i].wx;
+        c.wy[i] = it ? wy : q->pair[i].wy;
+    }
+    if (c.scale != 0)
+        q->contrast[q->n_contrast++] = c;
+    return OK;
+}
+
+static int set_contrasts(struct sample_inputs *in, const struct spec *spec, struct err *e)
+{
+    int rc = OK;
+
+    for (int i = 0; i < spec_count(spec, "cond-guidance") && !rc; i++) {
+        const char *text = spec_item(spec, "cond-guidance", i), *is = strchr(text, '=');
+        int of = -1;
+
+        for (int k = 1; k <= in->n_unicon && is && of < 0; k++)
+            of = names(in, text, (size_t)(is - text), k) ? k - 1 : -1;
+        if (is && of < 0)
+            return err_set(e, E_ARG, "--cond-guidance '%.60s': there is no checkpoint '%.*s'", text, (int)(is - text),
+                           text);
+        rc = add_contrast(in, is ? is + 1 : text, of, e);
+    }
+    return rc;
 }
 
 int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct err *e)
@@ -191,5 +241,5 @@ int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct 
         rc = set_weights(in, spec, k, e);
     in->request.n_pair = in->n_unicon;
     in->request.plan = &in->plan;
-    return rc;
+    return rc ? rc : set_contrasts(in, spec, e);
 }

@@ -58,8 +58,8 @@ static const struct spec_key sample_keys[] = {
       .help = "weights of what x and y get from each other; 1,1 otherwise" },
     { .name = "joint-scale", .type = SPEC_DOUBLE, .value = "S", .standard = "1", .high = 10,
       .help = "weight of joint attention" },
-    { .name = "cond-guidance", .type = SPEC_DOUBLE, .value = "C", .standard = "0", .high = 100,
-      .help = "guidance away from what comes without joint attention" },
+    { .name = "cond-guidance", .type = SPEC_LIST, .value = "[NAME=]C",
+      .help = "guidance away from what comes without joint attention, or without that of one checkpoint" },
     { .name = "compat", .type = SPEC_CHOICE, .standard = "none", .choices = "none official",
       .help = "official: schedules, masks and random numbers of the published code" },
 

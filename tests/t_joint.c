@@ -137,12 +137,13 @@ static double off(struct bench *b, const struct tensor *got, const struct golden
 
 static struct tensor *denoise(struct bench *b, const char *given, const struct joint_run *r, struct tensor *x)
 {
+    const struct unet_call call = { .pairs = r };
     struct unet_text text;
     struct tensor *time = input(b, want(given, "t"), r->n_input, F32);
     struct tensor *words = input(b, want(given, "text"), r->n_input, b->l.type);
 
     return unet_text(&b->t, b->unet, words, r, &text, &b->e) ? NULL
-        : unet_forward(&b->t, b->unet, x, time, &text, r, &b->e);
+        : unet_forward(&b->t, b->unet, x, time, &text, &call, &b->e);
 }
 
 static const struct { const char *ending; float wx, wy; bool off; } variant[] = {
@@ -182,6 +183,11 @@ static void check(struct bench *b, const char *name, struct joint_run r, const f
     }
 }
 
+static struct joint_run one_pair(struct joint *j)
+{
+    return (struct joint_run){ .n_input = 2, .n_pair = 1, .pair = { { 0, 1, 1, 1, j } }, .scale = 1 };
+}
+
 static void test_type(enum dtype type)
 {
     static const float two[] = { 1, 1, 0.5f, 0.75f };
@@ -193,12 +199,13 @@ static void test_type(enum dtype type)
     depth_y = joint(&b, b.depth, JOINT_CONV_FUSE, true);
     id = joint(&b, b.id, JOINT_CONV, false);
     id_y = joint(&b, b.id, JOINT_CONV, true);
-    check(&b, "unet_depth", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, depth } }, 1, false }, NULL, true);
-    check(&b, "unet_depth_y", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, depth_y } }, 1, false }, NULL, true);
-    check(&b, "unet_id", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, id } }, 1, false }, NULL, true);
-    check(&b, "unet_id_y", (struct joint_run){ 2, 1, { { 0, 1, 1, 1, id_y } }, 1, false }, NULL, true);
-    check(&b, "unet_two",
-          (struct joint_run){ 3, 2, { { 0, 1, 1, 1, depth_y }, { 0, 2, 0.5f, 0.75f, id } }, 1, false }, two, false);
+    check(&b, "unet_depth", one_pair(depth), NULL, true);
+    check(&b, "unet_depth_y", one_pair(depth_y), NULL, true);
+    check(&b, "unet_id", one_pair(id), NULL, true);
+    check(&b, "unet_id_y", one_pair(id_y), NULL, true);
+    check(&b, "unet_two", (struct joint_run){ .n_input = 3, .n_pair = 2, .scale = 1,
+                                              .pair = { { 0, 1, 1, 1, depth_y }, { 0, 2, 0.5f, 0.75f, id } } },
+          two, false);
     end(&b);
 }
 

@@ -133,7 +133,8 @@ static int go(const struct run *r, const char *sampler, bool official, const cha
     struct pair_plan plan = { 0 };
     struct pipeline_request q = { .n_input = r->two ? 3 : 2, .width = W, .height = H, .steps = 10, .cfg = 3,
                                   .eta = strcmp(sampler, "ddim") ? 0 : 1, .seed = 4321, .rng = NOISE_TORCH_CPU,
-                                  .count = 1, .batch = 1, .joint_scale = 1, .cond_guidance = r->guidance,
+                                  .count = 1, .batch = 1, .joint_scale = 1,
+                                  .n_contrast = r->guidance > 0, .contrast = { { .scale = (float)r->guidance } },
                                   .official = official, .sampler = (enum sampler_kind)sampler_kind_of(sampler) };
     struct device dev;
     int rc;

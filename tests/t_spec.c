@@ -32,7 +32,7 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "unicon", SPEC_LIST, NULL }, { "y", SPEC_LIST, NULL }, { "y-mask", SPEC_LIST, NULL },
     { "y-noise", SPEC_LIST, NULL }, { "y-prompt", SPEC_STRING, "" }, { "task", SPEC_CHOICE, NULL },
     { "schedule", SPEC_STRING, NULL }, { "pair", SPEC_LIST, NULL }, { "joint-scale", SPEC_DOUBLE, "1" },
-    { "cond-guidance", SPEC_DOUBLE, "0" }, { "compat", SPEC_CHOICE, "none" },
+    { "cond-guidance", SPEC_LIST, NULL }, { "compat", SPEC_CHOICE, "none" },
 };
 
 static void test_tables(void)

@@ -198,6 +198,19 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
 
 /* ---- batches ---- */
 
+/* Keys and values of the prompts, for all batches and steps. */
+static int take_text(struct run *r, struct err *e)
+{
+    struct tape *t = &r->stage[STAGE_DENOISE].t;
+    struct joint_run pairs = { .n_input = r->q->n_input, .n_pair = r->q->n_pair };
+    struct tensor *words;
+
+    for (int p = 0; p < r->q->n_pair; p++)
+        pairs.pair[p] = (struct joint_pair){ .x = r->q->pair[p].x, .y = r->q->pair[p].y, .joint = r->joint[p] };
+    words = op_cast(t, r->words, r->type, e);
+    return words ? unet_text(t, r->unet, words, &pairs, &r->text, e) : e->code;
+}
+
 /* The base, and each checkpoint that some pair names, once. */
 static int open_unet(struct run *r, struct err *e)
 {
@@ -217,7 +230,7 @@ static int open_unet(struct run *r, struct err *e)
         if (!r->joint[p])
             rc = joint_new(&r->joint[p], place, n, r->base->unet->cross_attention_dim, r->q->pair[p].checkpoint, l, e);
     }
-    return rc;
+    return rc ? rc : take_text(r, e);
 }
 
 /* Images [first, first + n) from noise to the sink; `only`: they are all there are. */
@@ -257,6 +270,8 @@ static int all_batches(struct run *r, struct err *e)
     struct pipeline_cost before;
     int rc = open_unet(r, e);
 
+    if (!rc)
+        account(r, STAGE_DENOISE);
     for (int64_t i = 0; i < full && !rc; i++) {
         before = r->cost;
         rc = one_batch(r, i * most, most, only, e);

@@ -48,6 +48,13 @@ struct pipeline_pair {
     const struct joint_weights *checkpoint;
 };
 
+/* Condition guidance (paper, appendix C): eps += scale (eps - eps with these weights of the pairs), of the prompt that is
+ * meant alone. All weights 0: the inputs by themselves; one pair's 0: away from what comes without that condition. */
+enum { PIPELINE_MAX_CONTRAST = 8 };
+struct pipeline_contrast {
+    float scale, wx[JOINT_MAX_PAIR], wy[JOINT_MAX_PAIR];
+};
+
 struct pipeline_request {
     struct pipeline_input input[PAIR_MAX_INPUT];
     int n_input;
@@ -55,7 +62,9 @@ struct pipeline_request {
     int n_pair;
     const struct pair_plan *plan;           /* NULL: one input, from x_noise to the end */
     double x_noise;                         /* 1: from pure noise; 0: x as it is; see pipeline_start */
-    double joint_scale, cond_guidance;      /* 1 and 0 are neutral */
+    double joint_scale;                     /* 1 is neutral */
+    struct pipeline_contrast contrast[PIPELINE_MAX_CONTRAST];
+    int n_contrast;
     bool official;                          /* random numbers and masks as the published code has them */
     int clip_skip;
     int64_t width, height;                  /* pixels, multiples of 8 */

@@ -32,6 +32,7 @@ struct run {
     struct joint *joint[JOINT_MAX_PAIR];    /* of the pairs */
     int64_t n_done, n_total;        /* steps of all batches */
     struct unet *unet;
+    struct unet_text text;          /* of the prompts in `words` */
     struct vae *decoder;
     struct kcount counted;
     struct pipeline_cost cost;

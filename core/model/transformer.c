@@ -43,16 +43,48 @@ static struct tensor *join(struct tape *t, struct tensor **in, int n, struct err
     return y;
 }
 
-/* h + to_out(attention of n to key and v) of input k; without gradients in place of h. attn: 1 self, 2 text. */
-static struct tensor *attend(struct tape *t, struct transformer *a, const struct joint_run *r, int k, int attn,
-                             struct tensor *h, struct tensor *n, struct tensor *key, struct tensor *v, struct err *e)
+/* What the queries of input k get from the text, group by group: rows of one prompt are one long image to it. */
+static struct tensor *ask_text(struct tape *t, struct transformer *a, const struct joint_run *r, int k,
+                               struct tensor *q, const struct unet_text *text, struct err *e)
 {
-    struct attention *w = attn == 1 ? &a->attn1 : &a->attn2;
+    const int n = text->n_group / n_inputs(r);
+    const int64_t rows = n ? q->dim[0] / n : 0, one[] = { 1, rows * q->dim[1], q->dim[2] };
+    struct tensor *key = text->k[a->block], *v = text->v[a->block], *o = NULL, *part_q, *part_o[UNET_MAX_GROUP] = { NULL };
+
+    if (!n)
+        return (key = part(t, key, r, k, e)) && (v = part(t, v, r, k, e))
+            ? op_attention(t, q, key, v, a->heads, 0, false, e) : NULL;
+    if (!t->recording && !(o = tape_like(t, q, e)))
+        return NULL;
+    for (int g = 0; g < n; g++) {
+        const int prompt = text->prompt[k * n + g];
+        struct tensor *own_k = op_rows(t, key, prompt, 1, e), *own_v = own_k ? op_rows(t, v, prompt, 1, e) : NULL;
+        struct tensor *to = o && own_v ? op_rows(t, o, g * rows, rows, e) : NULL;
+
+        if (!own_v || (o && (!to || !(to = op_reshape(t, to, 3, one, e))))
+            || !(part_q = op_rows(t, q, g * rows, rows, e)) || !(part_q = op_reshape(t, part_q, 3, one, e)))
+            return NULL;
+        tape_into(t, to);
+        if (!(part_o[g] = op_attention(t, part_q, own_k, own_v, a->heads, 0, false, e))
+            || (!o && !(part_o[g] = op_reshape(t, part_o[g], 3, (int64_t[]){ rows, q->dim[1], q->dim[2] }, e))))
+            return NULL;
+    }
+    return o ? o : join(t, part_o, n, e);
+}
+
+/* h + to_out(attention of n) of input k, to key and v or, if those are NULL, to the text; without gradients in place of
+ * h. */
+static struct tensor *attend(struct tape *t, struct transformer *a, const struct joint_run *r, int k, struct tensor *h,
+                             struct tensor *n, struct tensor *key, struct tensor *v, const struct unet_text *text,
+                             struct err *e)
+{
+    struct attention *w = key ? &a->attn1 : &a->attn2;
     const struct tape_mark m = tape_mark(t);
+    const int attn = key ? 1 : 2;
     struct tensor *q, *o;
 
     if (!(q = project(t, n, &w->to_q, r, k, a->block, attn, JOINT_Q, NULL, e))
-        || !(o = op_attention(t, q, key, v, a->heads, 0, false, e)))
+        || !(o = key ? op_attention(t, q, key, v, a->heads, 0, false, e) : ask_text(t, a, r, k, q, text, e)))
         return NULL;
     tape_into(t, t->recording ? NULL : h);
     h = project(t, o, &w->to_out, r, k, a->block, attn, JOINT_O, h, e);
@@ -71,7 +103,7 @@ static struct tensor *self_rows(struct tape *t, struct transformer *a, const str
     if (!(key = project(t, n, &a->attn1.to_k, r, k, a->block, 1, JOINT_K, NULL, e))
         || !(v = project(t, n, &a->attn1.to_v, r, k, a->block, 1, JOINT_V, NULL, e)))
         return NULL;
-    h = attend(t, a, r, k, 1, h, n, key, v, e);
+    h = attend(t, a, r, k, h, n, key, v, NULL, e);
     tape_release(t, m);
     return h;
 }
@@ -163,7 +195,7 @@ static struct tensor *self_attention(struct tape *t, struct transformer *a, stru
     for (int i = 0; r && !r->off && i < r->n_pair; i++) {
         const struct joint_pair *p = &r->pair[i];
 
-        if (p->joint->block[a->block].has_post
+        if (p->joint->block[a->block].has_post && (p->wx != 0 || p->wy != 0)
             && joint_attention(t, a, r, p, n, &rows[p->x], &rows[p->y], e))
             return NULL;
     }
@@ -175,17 +207,16 @@ static struct tensor *self_attention(struct tape *t, struct transformer *a, stru
 
 /* ---- text attention ---- */
 
-static struct tensor *text_attention(struct tape *t, struct transformer *a, struct tensor *h, struct tensor *key,
-                                     struct tensor *v, const struct joint_run *r, struct err *e)
+static struct tensor *text_attention(struct tape *t, struct transformer *a, struct tensor *h,
+                                     const struct unet_text *text, const struct joint_run *r, struct err *e)
 {
     const struct tape_mark m = tape_mark(t);
     struct tensor *n = op_layer_norm(t, h, a->norm2.gamma, a->norm2.beta, layer_norm_eps, e);
-    struct tensor *in, *own_k, *own_v, *rows[JOINT_MAX_PAIR] = { NULL };
+    struct tensor *in, *rows[JOINT_MAX_PAIR] = { NULL };
 
     for (int k = 0; k < n_inputs(r); k++)
         if (!n || !(in = part(t, n, r, k, e)) || !(rows[k] = part(t, h, r, k, e))
-            || !(own_k = part(t, key, r, k, e)) || !(own_v = part(t, v, r, k, e))
-            || !(rows[k] = attend(t, a, r, k, 2, rows[k], in, own_k, own_v, e)))
+            || !(rows[k] = attend(t, a, r, k, rows[k], in, NULL, NULL, text, e)))
             return NULL;
     if (t->recording)
         return join(t, rows, n_inputs(r), e);
@@ -193,7 +224,7 @@ static struct tensor *text_attention(struct tape *t, struct transformer *a, stru
     return h;
 }
 
-/* One of keys and values, (B,T,C). */
+/* One of keys and values, (P,T,C). */
 static struct tensor *text_projection(struct tape *t, struct transformer *a, struct weight *w, int projection,
                                       struct tensor *text, const struct joint_run *r, struct err *e)
 {
@@ -239,7 +270,7 @@ static struct tensor *feed_forward(struct tape *t, struct transformer *a, struct
 }
 
 struct tensor *transformer_forward(struct tape *t, struct transformer *a, struct tensor *x, struct tensor *y,
-                                   struct tensor *k, struct tensor *v, const struct joint_run *run, struct err *e)
+                                   const struct unet_text *text, const struct joint_run *run, struct err *e)
 {
     const int64_t tokens[] = { x->dim[0], x->dim[1] * x->dim[2], x->dim[3] };
     const struct op_epilogue add = { .residual = x };
@@ -248,7 +279,7 @@ struct tensor *transformer_forward(struct tape *t, struct transformer *a, struct
 
     if (!(h = op_group_norm(t, x, a->norm.gamma, a->norm.beta, a->groups, norm_eps, false, e))
         || !(h = op_linear(t, h, &a->proj_in, NULL, 0, NULL, e)) || !(h = op_reshape(t, h, 3, tokens, e))
-        || !(h = self_attention(t, a, h, run, e)) || !(h = text_attention(t, a, h, k, v, run, e))
+        || !(h = self_attention(t, a, h, run, e)) || !(h = text_attention(t, a, h, text, run, e))
         || !(h = feed_forward(t, a, h, e)) || !(h = op_reshape(t, h, 4, x->dim, e)))
         return NULL;
     tape_into(t, y);

@@ -3,7 +3,7 @@
 #ifndef UNICON_CORE_MODEL_TRANSFORMER_H
 #define UNICON_CORE_MODEL_TRANSFORMER_H
 
-#include "core/joint.h"
+#include "core/model/unet.h"
 #include "core/op/op.h"
 
 struct attention {
@@ -18,11 +18,11 @@ struct transformer {                                /* T(C) with one block */
     int block;                                      /* its place in the forward pass, in unet_text and in a joint */
 };
 
-/* x (B,H,W,C) -> y = x + proj_out(block(proj_in(norm x))). k, v (B,T,C) of the text. run NULL: every row for itself. */
+/* x (B,H,W,C) -> y = x + proj_out(block(proj_in(norm x))). run NULL: every row for itself. */
 struct tensor *transformer_forward(struct tape *t, struct transformer *a, struct tensor *x, struct tensor *y,
-                                   struct tensor *k, struct tensor *v, const struct joint_run *run, struct err *e);
+                                   const struct unet_text *text, const struct joint_run *run, struct err *e);
 
-/* Keys and values of text (B,T,cross), of every input with its own adapters: (B,T,C). */
+/* Keys and values of text (P,T,cross), of every input with its own adapters: (P,T,C). */
 int transformer_text(struct tape *t, struct transformer *a, struct tensor *text, const struct joint_run *run,
                      struct tensor **k, struct tensor **v, struct err *e);
 

@@ -14,7 +14,8 @@
 #include "core/layer.h"
 #include "core/op/op.h"
 
-enum { UNET_MAX_STAGE = 6, UNET_MAX_LAYERS = 4, UNET_MAX_BLOCK = 64 };
+enum { UNET_MAX_STAGE = 6, UNET_MAX_LAYERS = 4, UNET_MAX_BLOCK = 64, UNET_MAX_GROUP = 16 };
+enum { UNET_MAX_SKIP = 1 + UNET_MAX_STAGE * (UNET_MAX_LAYERS + 1) };
 
 /* Named as in unet/config.json where that has a name. */
 struct unet_config {
@@ -46,23 +47,38 @@ const struct unet_config *unet_config(const struct unet *u);
  * for any other name. */
 struct weight *unet_attention_weight(struct unet *u, const char *name);
 
-/* Keys and values of text cross-attention, one pair per transformer block in the order of unet_forward. */
+/* Keys and values of text cross-attention of P prompts, one pair per transformer block in the order of unet_forward.
+ * The rows of a batch lie in n_group equal groups and group g has prompt[g]; with n_group 0 row b has prompt b. */
 struct unet_text {
     int n;
-    struct tensor *k[UNET_MAX_BLOCK], *v[UNET_MAX_BLOCK];       /* (B,T,C) */
+    struct tensor *k[UNET_MAX_BLOCK], *v[UNET_MAX_BLOCK];       /* (P,T,C) */
+    int n_group, prompt[UNET_MAX_GROUP];
+};
+
+/* What ControlNets add to rows [first, first + n) of a batch: to each skip and to the middle's result; (n,H,W,C). */
+struct unet_added {
+    int64_t first;
+    int n;
+    struct tensor *skip[UNET_MAX_SKIP], *mid;
+};
+
+/* What a pass is asked for besides. All zero: the base alone. */
+struct unet_call {
+    const struct joint_run *pairs;          /* rows of inputs lie together and attend across pairs as it says */
+    const struct unet_added *added;
+    bool segments;                          /* while recording: layers keep their results and are done again on the
+                                             * way back, less memory for a third more work */
 };
 
 /* The blocks that joint attention stands beside, in that order; out has room for UNET_MAX_BLOCK. Returns how many. */
 int unet_places(struct unet *u, struct joint_place *out);
 
-/* text (B,T,cross_attention_dim), of the UNet's type. run: which rows belong together, as for unet_forward; NULL:
- * none. */
+/* text (P,T,cross_attention_dim), of the UNet's type. run: which prompts are of which input; NULL: of none. */
 int unet_text(struct tape *t, struct unet *u, struct tensor *text, const struct joint_run *run, struct unet_text *out,
               struct err *e);
 
-/* x (B,H,W,in_channels) of the UNet's type, time (B) f32, text of B images -> (B,H,W,out_channels). run NULL: the base
- * alone; else the rows of inputs lie together and attend across pairs as it says. */
+/* x (B,H,W,in_channels) of the UNet's type, time (B) f32 -> (B,H,W,out_channels). call NULL: the base alone. */
 struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, struct tensor *time,
-                            const struct unet_text *text, const struct joint_run *run, struct err *e);
+                            const struct unet_text *text, const struct unet_call *call, struct err *e);
 
 #endif
