@@ -96,7 +96,8 @@ BENCH := $(wildcard tests/bench/*.c)
 TOOLS := $(patsubst tests/tool/%.c,$B/tool/%,$(wildcard tests/tool/*.c))
 DEMOS := $(patsubst tests/demo/%.c,$B/demo/%,$(wildcard tests/demo/*.c))
 PRIVATE := $(addprefix core/,banned.h poison.h op/common.h op/product.h diffusion/pipeline_run.h model/clip_table.h \
-    model/clip_words.h model/transformer.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h \
+    model/clip_words.h model/transformer.h model/unet_encoder.h \
+    diffusion/pipeline_batch.h) $(addprefix store/,image_codec.h strict_json.h json_conf.h torch_zip.h \
     unpickle.h exif.h lora_keys.h checkpoint_keys.h model_shapes.h unicon_tables.h)
 HEADERS := $(filter-out $(PRIVATE),$(wildcard kernels/kern.h kernels/dev.h core/*.h core/*/*.h store/*.h jobs/*.h))
 MAN := $(wildcard man/*.[1-7])
