@@ -101,10 +101,12 @@ int joint_new(struct joint **out, const struct joint_place *place, int n, int64_
     j->kind = w->kind;
     j->scale = (float)w->scale;
     j->has_y = w->y != NULL;
+    j->apart = l->keep_raw;
     rc = bind_adapter(j, place, n, l, w->xy, false, e);
     rc = rc ? rc : bind_adapter(j, place, n, l, w->yx, true, e);
     rc = rc || !j->has_y ? rc : bind_y(j, place, n, cross, l, w->y, e);
     rc = rc ? rc : bind_post(j, place, n, l, w->post, e);
+    rc = rc || j->apart ? rc : joint_fold(j, place, n, l, e);
     if (!rc)
         *out = j;
     return rc;
@@ -125,4 +127,22 @@ int joint_y_terms(const struct joint_run *r, int k, int block, int attn, int pro
             out[n++] = (struct op_lora){ &m[projection_of].down, &m[projection_of].up, j->scale };
     }
     return n;
+}
+
+int joint_read_rows(const struct joint_run *r, int64_t B, int64_t *first, int64_t *n)
+{
+    const int64_t each = r ? B / r->n_input : B;
+    int m = 0;
+
+    for (int k = 0; k < (r ? r->n_input : 1); k++) {
+        if (r && r->unread[k])
+            continue;
+        if (m && first[m - 1] + n[m - 1] == k * each)
+            n[m - 1] += each;
+        else {
+            first[m] = k * each;
+            n[m++] = each;
+        }
+    }
+    return m;
 }

@@ -37,6 +37,7 @@ struct joint_block {
     struct joint_term xy[JOINT_N_TERM], yx[JOINT_N_TERM];   /* on the joint attention's projections */
     struct joint_term y1[JOINT_N_TERM], y2[JOINT_N_TERM];   /* on self- and text attention of y rows */
     struct weight post;
+    struct weight out[2][2];                /* [to][from], 0 x and 1 y: post behind to_out, see joint_fold.c */
     bool has_post;                          /* false: no joint attention here */
 };
 
@@ -46,19 +47,26 @@ struct joint {
     enum joint_post kind;
     float scale;
     bool has_y;
+    bool apart;                             /* terms and projections one by one, as training needs them; else the
+                                             * base's products are shared and the way out is folded */
     struct joint_block block[JOINT_MAX_BLOCK];
 };
 
-/* A transformer block of the UNet: its name in the checkpoint and its width. */
+/* A transformer block of the UNet: its name in the checkpoint, its width, the output projection of its
+ * self-attention. */
 struct joint_place {
     const char *name;
     int64_t C;
+    struct weight *out;
 };
 
-/* In l->mem; l->weights is not looked at. place[n]: the UNet's blocks, cross: the text's width. E_FORMAT names what is
+/* In l->mem; l->weights is not looked at. With l->keep_raw for training, else for sampling. place[n]: the UNet's blocks, cross: the text's width. E_FORMAT names what is
  * missing, has another size ("made for another UNet") or fits nowhere. */
 int joint_new(struct joint **out, const struct joint_place *place, int n, int64_t cross, const struct joint_weights *w,
               const struct layers *l, struct err *e);
+
+/* For joint_new: the weights `out`, made when they are first needed. */
+int joint_fold(struct joint *j, const struct joint_place *place, int n, const struct layers *l, struct err *e);
 
 /* Rows of a batch by input, and who attends to whom (paper Eq. 8). All rows of an input lie together: input k has rows
  * [k B/n_input, (k+1) B/n_input) of the batch. */
@@ -80,6 +88,9 @@ struct joint_run {
 
 /* Low-rank terms of the self- (1) or text attention (2) of input k: those of every joint that has k as its y. Returns
  * how many; out has room for JOINT_MAX_PAIR. */
+/* Rows of a batch of B that somebody reads, as ranges from first[i] on, n[i] long; all of them for r NULL. Returns how
+ * many; room for JOINT_MAX_PAIR. */
+int joint_read_rows(const struct joint_run *r, int64_t B, int64_t *first, int64_t *n);
 int joint_y_terms(const struct joint_run *r, int k, int block, int attn, int projection, struct op_lora *out);
 
 #endif

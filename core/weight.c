@@ -45,6 +45,18 @@ static const void *values(struct weight *w, struct err *e)
     return !p || w->fetch(w, p, e) ? NULL : p;
 }
 
+int weight_values(const struct weight *w, float *dst, struct err *e)
+{
+    struct weight as_f32 = *w;
+
+    if (w->raw) {
+        dtype_to_f32(dst, w->raw->data, w->raw->type, tensor_count(w->raw));
+        return OK;
+    }
+    as_f32.pack_type = F32;
+    return w->fetch ? w->fetch(&as_f32, dst, e) : err_set(e, E_BUG, "the values of '%s' are gone", w->name);
+}
+
 /* Make *slot hold the pack that p describes. */
 static int pack_now(struct weight *w, struct device *d, const struct kpack *p, void **slot, bool *stale, struct err *e)
 {

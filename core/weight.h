@@ -46,6 +46,8 @@ const void *weight_pack_glu(struct weight *w, struct device *d, struct err *e);
 /* Packs for input channels [0,at) and [at,Ci), K_PACK_FWD or K_PACK_DX; out[2]. A weight is always split alike. */
 int weight_pack_split(struct weight *w, struct device *d, enum kpack_kind kind, int64_t at, const void *out[2],
                       struct err *e);
+/* The values themselves, (Co,KH,KW,Ci) f32, into host memory; nothing on the null device but what that takes. */
+int weight_values(const struct weight *w, float *dst, struct err *e);
 void weight_touch(struct weight *w);
 
 #endif

@@ -12,7 +12,7 @@
 
 #define LEN(a) (sizeof(a) / sizeof *(a))
 
-static const double forward_f32 = 2e-5, gradient_f32 = 1e-4;
+static const double forward_f32 = 2e-5, gradient_f32 = 1e-4, ways_f32 = 1e-5;
 static struct golden *golden;
 
 static void die(const char *what)
@@ -150,10 +150,31 @@ static const struct { const char *ending; float wx, wy; bool off; } variant[] = 
     { "", 1, 1, false }, { "_off", 1, 1, true }, { "_uneven", 0.5f, 2, false },
 };
 
+/* Of the latents, by either way. */
+static void check_gradient(struct bench *b, const char *name, const char *full, struct joint_run r, bool apart)
+{
+    struct tensor *x = input(b, want(name, "x"), r.n_input, F32), *y;
+    struct tensor *dy = input(b, want(full, "dy"), r.n_input, F32);
+    double error;
+
+    for (int p = 0; p < r.n_pair; p++)
+        r.pair[p].joint->apart = apart;
+    tape_watch(x, NULL);
+    b->t.recording = true;
+    y = denoise(b, name, &r, x);
+    error = y && !tape_backward(&b->t, y, dy, &b->e) ? off(b, x->grad, want(full, "dx"), r.n_input) : INFINITY;
+    tap_ok(error <= gradient_f32, "%s: gradient of the latents%s: %.1e of %.0e %s", full,
+           apart ? ", product by product" : "", error, gradient_f32, b->e.text);
+    b->t.recording = false;
+    tape_reset(&b->t);
+    for (int p = 0; p < r.n_pair; p++)
+        r.pair[p].joint->apart = false;
+}
+
 static void check(struct bench *b, const char *name, struct joint_run r, const float *weights, bool gradients)
 {
     for (size_t i = 0; i < LEN(variant); i++) {
-        struct tensor *x = input(b, want(name, "x"), r.n_input, b->l.type), *y, *dy;
+        struct tensor *x = input(b, want(name, "x"), r.n_input, b->l.type), *y;
         const bool f32 = b->l.type == F32;
         char full[64];
         double error, most;
@@ -171,16 +192,74 @@ static void check(struct bench *b, const char *name, struct joint_run r, const f
         tape_reset(&b->t);
         if (!gradients || !f32)
             continue;
-        tape_watch(x, NULL);
-        b->t.recording = true;
-        y = denoise(b, name, &r, x);
-        dy = input(b, want(full, "dy"), r.n_input, F32);
-        error = y && !tape_backward(&b->t, y, dy, &b->e) ? off(b, x->grad, want(full, "dx"), r.n_input) : INFINITY;
-        tap_ok(error <= gradient_f32, "%s: gradient of the latents: %.1e of %.0e %s", full, error, gradient_f32,
-               b->e.text);
-        b->t.recording = false;
-        tape_reset(&b->t);
+        for (int apart = 0; apart < 2; apart++)
+            check_gradient(b, name, full, r, apart);
     }
+}
+
+static float *copy_of(const struct tensor *y)
+{
+    const int64_t n = y ? tensor_count(y) : 0;
+    float *v = malloc(sizeof *v * (size_t)(n + 1));
+
+    if (!v)
+        die("out of memory");
+    if (y)
+        dtype_to_f32(v, y->data, y->type, n);
+    return v;
+}
+
+static double apart_by(const float *a, const float *b, int64_t n)
+{
+    double d = 0, s = 0;
+
+    for (int64_t i = 0; i < n; i++) {
+        d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        s += (double)b[i] * b[i];
+    }
+    return sqrt(d / s);
+}
+
+/* Shared products and a folded way out give what every product by itself gives; rows that nobody reads change nothing
+ * in those that are read. */
+static void check_ways(struct bench *b, const char *name, struct joint_run r, const float *weights)
+{
+    struct tensor *x = input(b, want(name, "x"), r.n_input, F32), *y;
+    const int64_t each = tensor_count(x) / r.n_input;
+    float *shared, *one_by_one, *read;
+    double error;
+    bool same;
+
+    for (int p = 0; weights && p < r.n_pair; p++) {
+        r.pair[p].wx = weights[2 * p];
+        r.pair[p].wy = weights[2 * p + 1];
+    }
+    shared = copy_of(denoise(b, name, &r, x));
+    tape_reset(&b->t);
+    for (int p = 0; p < r.n_pair; p++)
+        r.pair[p].joint->apart = true;
+    y = denoise(b, name, &r, x);
+    error = off(b, y, want(name, "y"), r.n_input);
+    one_by_one = copy_of(y);
+    tape_reset(&b->t);
+    tap_ok(error <= forward_f32 && apart_by(one_by_one, shared, each * r.n_input) <= ways_f32,
+           "%s, product by product: %.1e; from the other way %.1e of %.0e", name, error,
+           apart_by(one_by_one, shared, each * r.n_input), ways_f32);
+    for (int p = 0; p < r.n_pair; p++)
+        r.pair[p].joint->apart = false;
+    same = true;
+    for (int k = 0; k < r.n_input; k++) {
+        memset(r.unread, 0, sizeof r.unread);
+        r.unread[k] = true;
+        read = copy_of(denoise(b, name, &r, x));
+        tape_reset(&b->t);
+        for (int i = 0; i < r.n_input; i++)
+            same &= i == k || !memcmp(read + i * each, shared + i * each, (size_t)each * sizeof *read);
+        free(read);
+    }
+    tap_ok(same && !b->e.code, "%s: the same bits where one of the inputs is not read %s", name, b->e.text);
+    free(shared);
+    free(one_by_one);
 }
 
 static struct joint_run one_pair(struct joint *j)
@@ -193,19 +272,26 @@ static void test_type(enum dtype type)
     static const float two[] = { 1, 1, 0.5f, 0.75f };
     struct bench b;
     struct joint *depth, *depth_y, *id, *id_y;
+    struct joint_run both;
 
     begin(&b, type);
     depth = joint(&b, b.depth, JOINT_CONV_FUSE, false);
     depth_y = joint(&b, b.depth, JOINT_CONV_FUSE, true);
     id = joint(&b, b.id, JOINT_CONV, false);
     id_y = joint(&b, b.id, JOINT_CONV, true);
+    both = (struct joint_run){ .n_input = 3, .n_pair = 2, .scale = 1,
+                               .pair = { { 0, 1, 1, 1, depth_y }, { 0, 2, 0.5f, 0.75f, id } } };
     check(&b, "unet_depth", one_pair(depth), NULL, true);
     check(&b, "unet_depth_y", one_pair(depth_y), NULL, true);
     check(&b, "unet_id", one_pair(id), NULL, true);
     check(&b, "unet_id_y", one_pair(id_y), NULL, true);
-    check(&b, "unet_two", (struct joint_run){ .n_input = 3, .n_pair = 2, .scale = 1,
-                                              .pair = { { 0, 1, 1, 1, depth_y }, { 0, 2, 0.5f, 0.75f, id } } },
-          two, false);
+    check(&b, "unet_two", both, two, false);
+    if (type == F32) {
+        check_ways(&b, "unet_depth", one_pair(depth), NULL);
+        check_ways(&b, "unet_depth_y", one_pair(depth_y), NULL);
+        check_ways(&b, "unet_id_y", one_pair(id_y), NULL);
+        check_ways(&b, "unet_two", both, two);
+    }
     end(&b);
 }
 

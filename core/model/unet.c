@@ -81,6 +81,7 @@ int unet_new(struct unet **out, const struct unet_config *c, struct layers *l, s
     if (rc)
         return rc;
     bind_up(l, u);
+    u->half.block[u->half.n_block - 1]->last = c->up_attends[c->n_stage - 1];
     layer_norm(l, &u->conv_norm_out, c->width[0], "conv_norm_out");
     layer_conv(l, &u->conv_out, c->out_channels, 3, c->width[0], true, "conv_out");
     rc = layers_done(l, "UNet", NULL, e);
@@ -110,7 +111,8 @@ struct weight *unet_attention_weight(struct unet *u, const char *name)
 int unet_places(struct unet *u, struct joint_place *out)
 {
     for (int i = 0; i < u->half.n_block; i++)
-        out[i] = (struct joint_place){ u->half.block_name[i], u->half.block[i]->attn1.to_q.Co };
+        out[i] = (struct joint_place){ u->half.block_name[i], u->half.block[i]->attn1.to_q.Co,
+                                       &u->half.block[i]->attn1.to_out };
     return u->half.n_block;
 }
 
@@ -170,13 +172,36 @@ static struct tensor *way_up(struct unet_pass *p, struct unet *u, struct tensor 
     return x;
 }
 
-static struct tensor *read_out(struct tape *t, struct unet *u, struct tensor *h, struct tensor *y, struct err *e)
+/* The noise, from the last layer's result. */
+static struct tensor *head(struct unet_pass *p, struct unet *u, struct tensor *h, struct tensor *y, struct err *e)
 {
     const struct unet_config *c = &u->half.config;
+    const struct norm *norm = &u->conv_norm_out;
+    const struct tape_mark m = tape_mark(p->t);
 
-    h = op_group_norm(t, h, u->conv_norm_out.gamma, u->conv_norm_out.beta, c->norm_num_groups, c->norm_eps, true, e);
-    tape_into(t, y);
-    return h ? op_conv(t, h, NULL, &u->conv_out, same, NULL, NULL, e) : NULL;
+    if (!(h = op_group_norm(p->t, h, norm->gamma, norm->beta, c->norm_num_groups, c->norm_eps, true, e)))
+        return NULL;
+    tape_into(p->t, y);
+    y = op_conv(p->t, h, NULL, &u->conv_out, same, NULL, NULL, e);
+    tape_release(p->t, m);
+    return y;
+}
+
+/* Rows that nobody reads are left out; with gradients everything is done. */
+static struct tensor *read_out(struct unet_pass *p, struct unet *u, struct tensor *h, struct tensor *y, struct err *e)
+{
+    int64_t first[JOINT_MAX_PAIR], n[JOINT_MAX_PAIR];
+    const int m = joint_read_rows(p->call->pairs, h->dim[0], first, n);
+
+    if (p->t->recording)
+        return head(p, u, h, y, e);
+    for (int i = 0; i < m; i++) {
+        struct tensor *from = op_rows(p->t, h, first[i], n[i], e), *to = op_rows(p->t, y, first[i], n[i], e);
+
+        if (!from || !to || !head(p, u, from, to, e))
+            return NULL;
+    }
+    return y;
 }
 
 struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, struct tensor *time,
@@ -192,7 +217,7 @@ struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, st
         return NULL;
     m = tape_mark(t);
     if (!(h = unet_encode(&p, x, time, NULL, e)) || !(h = take_added(&p, h, p.call->added, e))
-        || !(h = way_up(&p, u, h, e)) || !(y = read_out(t, u, h, y, e)))
+        || !(h = way_up(&p, u, h, e)) || !(y = read_out(&p, u, h, y, e)))
         return NULL;
     tape_release(t, m);
     return y;

@@ -1,11 +1,14 @@
 /* core/op/linear.c: y = x W^T + b with low-rank terms, as one product of up to three parts:
- *     z_i = scale_i x A_i^T  (rows, r_i)        y = x W^T + sum of z_i B_i^T + b */
+ *     z_i = scale_i x A_i^T  (rows, r_i)        y = x W^T + sum of z_i B_i^T + b
+ * or, where x W^T is there already and serves several adapters, y = base + sum of z_i B_i^T. */
 #include "core/op/product.h"
 
 enum { MAX_LORA = 8 };
 
 struct linear {
-    struct weight *w;
+    const char *name;
+    struct weight *w;           /* NULL: low-rank terms alone */
+    int64_t Ci, Co;
     struct op_lora lora[MAX_LORA];
     struct tensor *z[MAX_LORA]; /* NULL where the gradient of `up` is not wanted */
     int n_lora;
@@ -40,7 +43,7 @@ static bool weight_wanted(const struct tape *t, const struct weight *w)
 /* Does a gradient flow through the product itself, so that an activation behind it must be an op of its own? */
 static bool inside_wanted(const struct tape *t, const struct linear *s)
 {
-    bool wanted = op_wants(t, s->x) || op_wants(t, s->row_add) || weight_wanted(t, s->w);
+    bool wanted = op_wants(t, s->x) || op_wants(t, s->row_add) || (s->w && weight_wanted(t, s->w));
 
     for (int i = 0; i < s->n_lora; i++)
         wanted |= weight_wanted(t, s->lora[i].down) || weight_wanted(t, s->lora[i].up);
@@ -51,24 +54,23 @@ static bool inside_wanted(const struct tape *t, const struct linear *s)
 
 static int check(const struct linear *s, const struct op_epilogue *epi, struct err *e)
 {
-    const struct weight *w = s->w;
     char text[OP_TEXT];
 
-    if (s->x->n_dim < 1 || op_width(s->x) != w->Ci || w->KH != 1 || w->KW != 1)
-        return err_set(e, E_ARG, "linear '%s': x %s has width %" PRId64 ", weights take %" PRId64 "%s", w->name,
-                       tensor_text(s->x, text, sizeof text), op_width(s->x), w->Ci,
-                       w->KH != 1 || w->KW != 1 ? " and are a convolution's" : "");
+    if (s->x->n_dim < 1 || op_width(s->x) != s->Ci || (s->w && (s->w->KH != 1 || s->w->KW != 1)))
+        return err_set(e, E_ARG, "linear '%s': x %s has width %" PRId64 ", weights take %" PRId64 "%s", s->name,
+                       tensor_text(s->x, text, sizeof text), op_width(s->x), s->Ci,
+                       s->w && (s->w->KH != 1 || s->w->KW != 1) ? " and are a convolution's" : "");
     for (int i = 0; i < s->n_lora; i++) {
         const struct weight *a = s->lora[i].down, *b = s->lora[i].up;
 
-        if (a->Ci != w->Ci || b->Co != w->Co || a->Co != b->Ci || a->bias || b->bias
+        if (a->Ci != s->Ci || b->Co != s->Co || a->Co != b->Ci || a->bias || b->bias
             || a->KH * a->KW * b->KH * b->KW != 1)
             return err_set(e, E_ARG,
                            "linear '%s' (%" PRId64 ",%" PRId64 "): low-rank '%s' (%" PRId64 ",%" PRId64
                            ") and '%s' (%" PRId64 ",%" PRId64 ") do not fit",
-                           w->name, w->Co, w->Ci, a->name, a->Co, a->Ci, b->name, b->Co, b->Ci);
+                           s->name, s->Co, s->Ci, a->name, a->Co, a->Ci, b->name, b->Co, b->Ci);
     }
-    return op_check_epilogue(w->name, epi, s->x, w->Co, e);
+    return op_check_epilogue(s->name, epi, s->x, s->Co, e);
 }
 
 /* z_i, in step if its gradient's sake it must stay, else in scratch. */
@@ -91,16 +93,15 @@ static struct tensor *project_down(struct tape *t, const struct linear *s, int i
 /* The product, with what fits into its epilogue, into s->y. */
 static int run(struct tape *t, struct linear *s, enum kact act, struct err *e)
 {
-    const struct op_term base = base_term(s);
     const bool glu = act == K_ACT_GEGLU;
     const int64_t B = s->row_add ? s->x->dim[0] : 1;
     struct kconv c = {
         .dir = K_FWD,
         .B = B,
         .alpha = 1,
-        .bias = s->w->bias ? s->w->bias->data : NULL,
+        .bias = s->w && s->w->bias ? s->w->bias->data : NULL,
         .row_add = s->row_add ? s->row_add->data : NULL,
-        .row_add_ld = s->w->Co,
+        .row_add_ld = s->Co,
         .act = act,
         .residual = s->residual ? s->residual->data : NULL,
         .residual_ld = op_width(s->y),
@@ -109,8 +110,13 @@ static int run(struct tape *t, struct linear *s, enum kact act, struct err *e)
         .ldy = op_width(s->y),
     };
     struct kpart part[1 + MAX_LORA];
-    int rc = op_term_part(t, &base, K_FWD, glu, NULL, &part[0], e);
+    int rc = OK, n = 0;
 
+    if (s->w) {
+        const struct op_term base = base_term(s);
+
+        rc = op_term_part(t, &base, K_FWD, glu, NULL, &part[n++], e);
+    }
     for (int i = 0; i < s->n_lora && !rc; i++) {
         struct tensor *z = project_down(t, s, i, e);
         struct op_term up;
@@ -118,12 +124,12 @@ static int run(struct tape *t, struct linear *s, enum kact act, struct err *e)
         if (!z)
             return op_code(e);
         up = up_term(s, i, z);
-        rc = op_term_part(t, &up, K_FWD, glu, NULL, &part[1 + i], e);
+        rc = op_term_part(t, &up, K_FWD, glu, NULL, &part[n++], e);
         s->z[i] = op_wants(t, up.w->raw) ? z : NULL;
     }
-    for (int i = 0; i <= s->n_lora; i++)
+    for (int i = 0; i < n; i++)
         part[i].g.W = part[i].g.Wo = B ? s->rows / B : 0;
-    return rc ? rc : op_product(t, s->w->name, &c, part, 1 + s->n_lora, e);
+    return rc ? rc : op_product(t, s->name, &c, part, n, e);
 }
 
 static tape_back_fn linear_back;
@@ -131,7 +137,7 @@ static tape_back_fn linear_back;
 static struct tensor *linear(struct tape *t, struct linear *s, const struct op_epilogue *epi, struct err *e)
 {
     const size_t mark = arena_mark(&t->mem->scratch);
-    const int64_t width = epi->act == K_ACT_GEGLU ? s->w->Co / 2 : s->w->Co;
+    const int64_t width = epi->act == K_ACT_GEGLU ? s->Co / 2 : s->Co;
     int rc;
 
     s->residual = epi->residual;
@@ -139,8 +145,8 @@ static struct tensor *linear(struct tape *t, struct linear *s, const struct op_e
     if (!s->y)
         return NULL;
     if (!s->y->name)
-        s->y->name = s->w->name;
-    if (s->residual && op_check_alike(s->w->name, s->residual, s->y, e))
+        s->y->name = s->name;
+    if (s->residual && op_check_alike(s->name, s->residual, s->y, e))
         return NULL;
     rc = run(t, s, epi->act, e);
     arena_release(&t->mem->scratch, mark);
@@ -149,25 +155,43 @@ static struct tensor *linear(struct tape *t, struct linear *s, const struct op_e
     return op_note(t, inside_wanted(t, s) || op_wants(t, s->residual), linear_back, s, sizeof *s, s->y, e);
 }
 
+static int set_up(struct linear *s, const struct op_lora *lora, int n_lora, const struct op_epilogue *epi,
+                  struct err *e)
+{
+    if (n_lora < 0 || n_lora > MAX_LORA)
+        return err_set(e, E_ARG, "linear '%s': %d low-rank terms, at most %d", s->name, n_lora, MAX_LORA);
+    s->n_lora = n_lora;
+    for (int i = 0; i < n_lora; i++)
+        s->lora[i] = lora[i];
+    s->rows = op_rows_of(s->x);
+    return check(s, epi, e);
+}
+
 struct tensor *op_linear(struct tape *t, struct tensor *x, struct weight *w, const struct op_lora *lora, int n_lora,
                          const struct op_epilogue *epi, struct err *e)
 {
     const struct op_epilogue none = { .act = K_ACT_NONE }, *p = epi ? epi : &none;
     const struct op_epilogue plain = { .row_add = p->row_add };
-    struct linear s = { .w = w, .n_lora = n_lora, .x = x, .row_add = p->row_add };
+    struct linear s = { .name = w->name, .w = w, .Ci = w->Ci, .Co = w->Co, .x = x, .row_add = p->row_add };
     struct tensor *into = t->into;
 
-    if (n_lora < 0 || n_lora > MAX_LORA)
-        return op_fail(e, E_ARG, "linear '%s': %d low-rank terms, at most %d", w->name, n_lora, MAX_LORA);
-    for (int i = 0; i < n_lora; i++)
-        s.lora[i] = lora[i];
-    if (check(&s, p, e))
+    if (set_up(&s, lora, n_lora, p, e))
         return NULL;
-    s.rows = op_rows_of(x);
     if (p->act == K_ACT_NONE || (n_lora <= 2 && !inside_wanted(t, &s)))
         return linear(t, &s, p, e);
     t->into = NULL;
     return op_finish(t, linear(t, &s, &plain, e), p, into, e);
+}
+
+struct tensor *op_low_rank(struct tape *t, struct tensor *base, struct tensor *x, const struct op_lora *lora,
+                           int n_lora, struct err *e)
+{
+    const struct op_epilogue add = { .residual = base };
+    struct linear s = { .name = op_name(base), .Ci = op_width(x), .Co = op_width(base), .x = x };
+
+    if (n_lora < 1)
+        return op_fail(e, E_ARG, "low-rank terms on '%s': there are none", s.name);
+    return set_up(&s, lora, n_lora, &add, e) ? NULL : linear(t, &s, &add, e);
 }
 
 /* ---- backward ---- */
@@ -202,25 +226,26 @@ static int lora_back(struct tape *t, const struct linear *s, int i, struct tenso
 static int linear_back(struct tape *t, void *saved, struct err *e)
 {
     const struct linear *s = saved;
-    const struct op_term base = base_term(s);
+    const struct op_term base = s->w ? base_term(s) : (struct op_term){ 0 };
     const struct kconv c = { .B = 1, .alpha = 1 };
     struct tensor *dy = s->y->grad, *dz[MAX_LORA];
     struct kpart part[1 + MAX_LORA];
-    int rc = op_term_dw(t, &base, 1, dy, e);
+    int rc = s->w ? op_term_dw(t, &base, 1, dy, e) : OK, n = 0;
 
-    if (!rc)
+    if (!rc && s->w)
         rc = op_grad_bias(t, s->w->bias, dy, e);
     for (int i = 0; i < s->n_lora && !rc; i++)
         rc = lora_back(t, s, i, &dz[i], e);
     if (!rc && s->x->needs_grad) {
-        rc = op_term_part(t, &base, K_DX, false, dy, &part[0], e);
+        if (s->w)
+            rc = op_term_part(t, &base, K_DX, false, dy, &part[n++], e);
         for (int i = 0; i < s->n_lora && !rc; i++) {
             const struct op_term down = down_term(s, i);
 
-            rc = op_term_part(t, &down, K_DX, false, dz[i], &part[1 + i], e);
+            rc = op_term_part(t, &down, K_DX, false, dz[i], &part[n++], e);
         }
         if (!rc)
-            rc = op_term_dx(t, s->x, &c, part, 1 + s->n_lora, e);
+            rc = op_term_dx(t, s->x, &c, part, n, e);
     }
     return rc ? rc : op_epilogue_back(t, s->y, s->row_add, s->residual, e);
 }

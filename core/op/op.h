@@ -27,6 +27,10 @@ struct op_lora {
 struct tensor *op_linear(struct tape *t, struct tensor *x, struct weight *w, const struct op_lora *lora, int n_lora,
                          const struct op_epilogue *epi, struct err *e);
 
+/* y = base + the terms' sum, for a base (..,Co) that serves several adapters of x (..,Ci). */
+struct tensor *op_low_rank(struct tape *t, struct tensor *base, struct tensor *x, const struct op_lora *lora,
+                           int n_lora, struct err *e);
+
 struct op_conv_geom {
     int stride;                 /* 1 or 2 */
     int pad_t, pad_l, pad_b, pad_r;

@@ -518,5 +518,5 @@ int main(int argc, char **argv)
     for (int t = 0; t < 2 && wanted(argv + optind, argc - optind, "memory"); t++)
         bench_memory(&m, t ? BF16 : F32);
     free(m.k.scratch);
-    return 0;
+    return wanted(argv + optind, argc - optind, "pairs") ? bench_pairs(isa, m.k.n_threads, m.f32, m.bf16) : 0;
 }
