@@ -93,6 +93,23 @@ OP(linear_lora2)
     return op_linear(t, in[0], layer(in[1], NULL), l, 2, &(struct op_epilogue){ .residual = in[6] }, e);
 }
 
+OP(low_rank_alone)
+{
+    const struct op_lora l = low_rank(in[2], in[3]);
+
+    return op_low_rank(t, in[0], in[1], &l, 1, e);
+}
+/* As a pair does it: one product serves two adapters and whoever takes it bare. */
+OP(low_rank_shared)
+{
+    const struct op_lora l[] = { low_rank(in[2], in[3]), low_rank(in[4], in[5]) };
+    struct tensor *base = op_linear(t, in[0], layer(in[1], NULL), NULL, 0, NULL, e);
+    struct tensor *a = base ? op_low_rank(t, base, in[0], &l[0], 1, e) : NULL;
+    struct tensor *b = a ? op_low_rank(t, base, in[0], l, 2, e) : NULL;
+
+    a = b ? op_mul(t, a, b, e) : NULL;
+    return a ? op_mul(t, a, base, e) : NULL;
+}
 OP(linear_lora3)
 {
     const struct op_lora l[] = { low_rank(in[2], in[3]), low_rank(in[4], in[5]), low_rank(in[4], in[3]) };
@@ -232,6 +249,11 @@ static const struct op_case cases[] = {
     { "linear, three low-rank terms, silu, residual",
       linear_lora3,
       { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(2, 7), R(9, 2), V(9), A2(3, 5, 9) },
+      0 },
+    { "low-rank term alone", low_rank_alone, { A2(3, 5, 9), A2(3, 5, 7), R(2, 7), R(9, 2) }, 0 },
+    { "low-rank terms on one product",
+      low_rank_shared,
+      { A2(3, 5, 7), R(9, 7), R(2, 7), R(9, 2), R(3, 7), R(9, 3) },
       0 },
     { "conv 3x3", conv_same, { A2(2, 5, 6, 5), R(7, 3, 3, 5), V(7) }, 0 },
     { "conv 3x3, stride 2", conv_half, { A2(2, 5, 6, 5), R(7, 3, 3, 5), V(7) }, 0 },

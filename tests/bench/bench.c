@@ -477,22 +477,24 @@ int main(int argc, char **argv)
 {
     struct machine m = { .k.n_threads = omp_get_max_threads() };
     const char *isa = NULL, *models = NULL;
+    long side = 64;
     int opt;
 
     if (!getenv("OMP_WAIT_POLICY")) {   /* waiting threads must not count as CPU time; read once, at start */
         setenv("OMP_WAIT_POLICY", "passive", 1);
         execv("/proc/self/exe", argv);
     }
-    while ((opt = getopt(argc, argv, "t:i:m:p")) != -1)
+    while ((opt = getopt(argc, argv, "t:i:m:s:p")) != -1)
         switch (opt) {
         case 't': m.k.n_threads = (int)strtol(optarg, NULL, 10); break;
         case 'i': isa = optarg; break;
+        case 's': side = strtol(optarg, NULL, 10); break;
         case 'm': models = optarg; break;
         case 'p': m.peers = true; break;
         default: return 2;
         }
     m.kern = kern_cpu(isa);
-    if (!m.kern || m.k.n_threads < 1 || m.k.n_threads > 1024) {
+    if (!m.kern || side < 1 || m.k.n_threads < 1 || m.k.n_threads > 1024) {
         fprintf(stderr, "bench: this processor cannot run '%s' with %d threads\n", isa ? isa : "any", m.k.n_threads);
         return 2;
     }
@@ -518,5 +520,5 @@ int main(int argc, char **argv)
     for (int t = 0; t < 2 && wanted(argv + optind, argc - optind, "memory"); t++)
         bench_memory(&m, t ? BF16 : F32);
     free(m.k.scratch);
-    return wanted(argv + optind, argc - optind, "pairs") ? bench_pairs(isa, m.k.n_threads, m.f32, m.bf16) : 0;
+    return wanted(argv + optind, argc - optind, "pairs") ? bench_pairs(isa, m.k.n_threads, side, m.f32, m.bf16) : 0;
 }

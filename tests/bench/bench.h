@@ -32,7 +32,7 @@ double peer_dnn_matmul(int n_threads, enum dtype type, int64_t M, int64_t N, int
  * of tests/reference/full.py. only: part of a pass's name, or NULL. */
 int bench_models(const char *directory, const char *isa, int n_threads, double f32, double bf16, const char *only);
 
-/* Steps of the UNet with joint attention, beside plain ones. */
-int bench_pairs(const char *isa, int n_threads, double f32, double bf16);
+/* Steps of the UNet with joint attention over latents of side x side, beside plain ones. */
+int bench_pairs(const char *isa, int n_threads, int64_t side, double f32, double bf16);
 
 #endif

@@ -238,7 +238,7 @@ static void close_table(struct weights *t)
     free(t->entry);
 }
 
-int bench_pairs(const char *isa, int n_threads, double f32, double bf16)
+int bench_pairs(const char *isa, int n_threads, int64_t side, double f32, double bf16)
 {
     struct world w = { .value = malloc(sizeof(float) * N_VALUE) };
     const struct krng r = { { 1, 2 }, { 3, 4, 5 } };
@@ -260,8 +260,7 @@ int bench_pairs(const char *isa, int n_threads, double f32, double bf16)
         printf("\npairs in SD1.5's UNet, rank %d; ratios to the plain step, of the last line to the pair\n"
                "  %-40s %9s %8s %7s %6s %7s %7s\n", RANK, "", "GFLOP", "seconds", "GF/s", "% peak", "ratio", "by FLOP");
     for (int t = 0; t < 2 && !rc && !(t && bf16 <= 0); t++)
-        for (int side = 32; side <= 64 && !rc; side *= 2)
-            rc = all_steps(&w, t ? BF16 : F32, side, t ? bf16 : f32);
+        rc = all_steps(&w, t ? BF16 : F32, side, t ? bf16 : f32);
     struct weights *const table[] = { &w.base, &w.xy, &w.yx, &w.y, &w.fuse, &w.conv };
     for (int i = 0; i < 6; i++)
         close_table(table[i]);
