@@ -77,7 +77,7 @@ struct tiny *tiny_open(const char *model, const char *part)
         die("cannot be read");
     while (fgets(line, sizeof line, f))
         if (sscanf(line, "%15s %15s %255s %255s%n", a, b, key, original, &at) == 4 && !strcmp(a, model)
-            && !strcmp(b, part)) {
+            && !strncmp(b, part, strlen(b)) && (!part[strlen(b)] || part[strlen(b)] == '2')) {
             m->original[m->table.n] = strdup(original);
             add(m, model, part, key, line + at);
         }
@@ -122,6 +122,11 @@ struct unet_config tiny_unet_config(const char *model)
     c.cross_attention_dim = 64;
     c.sample_size = 8;
     return c;
+}
+
+struct controlnet_config tiny_control_config(void)
+{
+    return (struct controlnet_config){ .unet = tiny_unet_config("sd1"), .n_hint = 4, .hint = { 8, 16, 16, 32 } };
 }
 
 struct vae_config tiny_vae_config(const char *model)
@@ -260,22 +265,54 @@ int tiny_write(const char *model, const char *directory)
     return rc ? rc : write_tokenizer(directory, sd2);
 }
 
+static const char *const control_json =
+    "{\"_class_name\":\"ControlNetModel\",\"block_out_channels\":[32,64,64,96],\"layers_per_block\":2,"
+    "\"cross_attention_dim\":64,\"attention_head_dim\":8,\"use_linear_projection\":false,"
+    "\"down_block_types\":[\"CrossAttnDownBlock2D\",\"CrossAttnDownBlock2D\",\"CrossAttnDownBlock2D\","
+    "\"DownBlock2D\"],\"conditioning_embedding_out_channels\":[8,16,16,32],"
+    "\"controlnet_conditioning_channel_order\":\"rgb\"}";
+
+int tiny_write_control(const char *part, const char *directory)
+{
+    return mkdir(directory, 0777) && errno != EEXIST ? E_IO
+        : write_part("sd1", part, directory, ".", "diffusion_pytorch_model.safetensors", control_json);
+}
+
+static int save(const char *path, const struct safetensors_item *item, int n)
+{
+    struct err e;
+
+    if (strlen(path) > 5 && (!strcmp(path + strlen(path) - 5, ".ckpt") || !strcmp(path + strlen(path) - 4, ".pth")))
+        return torch_save(path, item, n, &e);
+    return safetensors_write(path, item, n, NULL, &e);
+}
+
+int tiny_write_control_single(const char *part, const char *path, bool original, bool with_base)
+{
+    static struct safetensors_item item[2 * MAX_TENSOR];
+    struct tiny *m = tiny_open("sd1", part), *base = tiny_open("sd1", "unet");
+    int n = items(item, m, original ? m->original : NULL), rc;
+
+    if (with_base)
+        n += items(item + n, base, base->original);
+    rc = save(path, item, n);
+    tiny_close(base);
+    tiny_close(m);
+    return rc;
+}
+
 int tiny_write_single(const char *model, const char *path)
 {
     static struct safetensors_item item[3 * MAX_TENSOR];
     static const char *const part[] = { "unet", "vae", "text" };
     struct tiny *m[3];
-    struct err e;
     int n = 0, rc;
 
     for (int i = 0; i < 3; i++) {
         m[i] = tiny_open(model, part[i]);
         n += items(item + n, m[i], m[i]->original);
     }
-    if (strlen(path) > 5 && !strcmp(path + strlen(path) - 5, ".ckpt"))
-        rc = torch_save(path, item, n, &e);
-    else
-        rc = safetensors_write(path, item, n, NULL, &e);
+    rc = save(path, item, n);
     for (int i = 0; i < 3; i++)
         tiny_close(m[i]);
     return rc;

@@ -4,7 +4,8 @@ draws the same. Run as a script, it writes the list of all tensors, tests/refere
 
     sd1 unet conv_in.weight model.diffusion_model.input_blocks.0.0.weight 32 4 3 3
 
-with the name that it has in a checkpoint of the original layout (- for sd2).
+with the name that it has in a checkpoint of the original layout (- for sd2). sd1 has a ControlNet too, "control";
+"control2" is the same with other weights, and not in the list.
 """
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from golden import draw
@@ -38,6 +39,8 @@ CONFIG = {
                   max_position_embeddings=77, hidden_act="gelu"),
     ),
 }
+CONTROL = dict({k: v for k, v in UNET.items() if k not in ("sample_size", "up_block_types")}, attention_head_dim=8,
+               conditioning_embedding_out_channels=(8, 16, 16, 32))
 
 
 def values(model, part, key, shape):
@@ -59,12 +62,21 @@ def build(model, dtype=torch.float32):
     parts = dict(unet=UNet2DConditionModel(**c["unet"]), vae=AutoencoderKL(**c["vae"]),
                  text=CLIPTextModel(CLIPTextConfig(**c["text"])))
     for part, module in parts.items():
-        state = {k: torch.from_numpy(values(model, part, k, tuple(v.shape))) for k, v in module.state_dict().items()
-                 if not k.endswith("position_ids")}
-        missing, extra = module.load_state_dict(state, strict=False)
-        assert not extra and all(k.endswith("position_ids") for k in missing), (missing, extra)
-        module.to(dtype).eval()
+        fill(model, part, module, dtype)
     return parts
+
+
+def build_control(part="control", dtype=torch.float32):
+    """A ControlNet for sd1. Its zero convolutions are not zero."""
+    return fill("sd1", part, ControlNetModel(**CONTROL), dtype)
+
+
+def fill(model, part, module, dtype):
+    state = {k: torch.from_numpy(values(model, part, k, tuple(v.shape))) for k, v in module.state_dict().items()
+             if not k.endswith("position_ids")}
+    missing, extra = module.load_state_dict(state, strict=False)
+    assert not extra and all(k.endswith("position_ids") for k in missing), (missing, extra)
+    return module.to(dtype).eval()
 
 
 def original_unet(key):
@@ -95,6 +107,18 @@ def original_resnet(rest):
             "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}[name] + "." + kind
 
 
+def original_control(key):
+    """Of a ControlNet: its hint network is a list in which every other entry is a SiLU."""
+    m = re.match(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))\.(.*)", key)
+    if m:
+        i = {"conv_in": 0, "conv_out": 2 * len(CONTROL["conditioning_embedding_out_channels"]) - 1}.get(m[1])
+        return f"input_hint_block.{2 * (int(m[2]) + 1 if i is None else i)}.{m[3]}"
+    m = re.match(r"controlnet_(?:down_blocks\.(\d+)|mid_block)\.(.*)", key)
+    if m:
+        return f"zero_convs.{m[1]}.0.{m[2]}" if m[1] else f"middle_block_out.0.{m[2]}"
+    return original_unet(key)
+
+
 def original_vae(key):
     key = re.sub(r"^encoder\.down_blocks\.(\d)\.resnets\.(\d)", r"encoder.down.\1.block.\2", key)
     key = re.sub(r"^encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample", key)
@@ -111,6 +135,7 @@ def original(model, part, key):
     if model != "sd1":
         return "-"
     return {"unet": lambda: "model.diffusion_model." + original_unet(key),
+            "control": lambda: "control_model." + original_control(key),
             "vae": lambda: "first_stage_model." + original_vae(key),
             "text": lambda: "cond_stage_model.transformer." + key}[part]()
 
@@ -118,7 +143,8 @@ def original(model, part, key):
 def main():
     with open(os.path.join(HERE, "tiny.txt"), "w") as f:
         for model in CONFIG:
-            for part, module in build(model).items():
+            control = dict(control=build_control()) if model == "sd1" else {}
+            for part, module in {**build(model), **control}.items():
                 for k, v in module.state_dict().items():
                     if not k.endswith("position_ids"):
                         print(model, part, k, original(model, part, k), *v.shape, file=f)

@@ -1,5 +1,5 @@
-/* tests/tool/tiny_base.c: a tiny base model or UniCon checkpoint on disk, for test scripts: `tiny_base sd1 DIRECTORY`,
- * from the repository's root. */
+/* tests/tool/tiny_base.c: a tiny base model, UniCon checkpoint or ControlNet on disk, for test scripts: `tiny_base sd1
+ * DIRECTORY`, from the repository's root. */
 #include <stdio.h>
 #include <string.h>
 
@@ -23,15 +23,24 @@ static int write_checkpoint(const char *name, const char *directory)
     return rc;
 }
 
+static int write_it(const char *what, const char *directory)
+{
+    if (!strcmp(what, "control"))
+        return tiny_write_control(what, directory);
+    return !strcmp(what, "depth") || !strcmp(what, "id") ? write_checkpoint(what, directory)
+        : tiny_write(what, directory);
+}
+
 static bool one_of(const char *name, const char *a, const char *b) { return !strcmp(name, a) || !strcmp(name, b); }
 
 int main(int argc, char **argv)
 {
-    if (argc != 3 || !(one_of(argv[1], "sd1", "sd2") || one_of(argv[1], "depth", "id"))) {
-        fprintf(stderr, "usage: tiny_base sd1|sd2|depth|id DIRECTORY\n");
+    if (argc != 3 || !(one_of(argv[1], "sd1", "sd2") || one_of(argv[1], "depth", "id")
+                       || one_of(argv[1], "control", "control"))) {
+        fprintf(stderr, "usage: tiny_base sd1|sd2|depth|id|control DIRECTORY\n");
         return 2;
     }
-    if (one_of(argv[1], "depth", "id") ? write_checkpoint(argv[1], argv[2]) : tiny_write(argv[1], argv[2])) {
+    if (write_it(argv[1], argv[2])) {
         fprintf(stderr, "tiny_base: '%s' cannot be written\n", argv[2]);
         return 1;
     }
