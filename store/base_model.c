@@ -84,6 +84,11 @@ static int weights_path(char *out, const char *dir, struct stem stem, const char
     return err_set(e, E_IO, "there is neither %s.safetensors nor %s.bin in '%s'", stem.safetensors, stem.pickle, dir);
 }
 
+int base_weights_path(char *out, const char *dir, const char *variant, struct err *e)
+{
+    return weights_path(out, dir, diffusers_stem, variant, e);
+}
+
 /* The file stays open in b->file. */
 static int open_file(struct weights_file **out, struct base_model *b, const char *path, struct err *e)
 {

@@ -40,6 +40,10 @@ struct base_model {
 int base_model_open(struct base_model **out, const char *path, const struct base_options *o, struct err *e);
 void base_model_close(struct base_model *b);    /* takes NULL */
 
+/* The weights in a diffusers folder, as base_model_open finds them: safetensors before pickles, a whole file before the
+ * index of shards, the variant (may be NULL) before the plain ones. out has room for 4096 bytes. */
+int base_weights_path(char *out, const char *dir, const char *variant, struct err *e);
+
 /* Configurations as JSON text (n bytes), each checked; for tests and fuzzing too. */
 int base_parse_unet(struct unet_config *out, const char *json, size_t n, struct err *e);
 int base_parse_vae(struct vae_config *out, const char *json, size_t n, struct err *e);

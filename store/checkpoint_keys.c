@@ -63,7 +63,7 @@ static bool say_pair(char *out, size_t size, const char *where, const char *rest
 
 /* ---- UNet ---- */
 
-static const char unet_prefix[] = "model.diffusion_model.";
+static const char unet_prefix[] = "model.diffusion_model.", control_prefix[] = "control_model.";
 
 static const struct pair unet_ends[] = {
     { "time_embed.0.", "time_embedding.linear_1." },
@@ -108,12 +108,9 @@ static bool unet_block(char *out, size_t size, const char *name, int L)
     return say(out, size, "%s", all);
 }
 
-bool checkpoint_unet_key(const char *name, char *out, size_t size, void *layout)
+/* name without its prefix; L layers a block */
+static bool unet_key(char *out, size_t size, const char *name, int L)
 {
-    const struct checkpoint_layout *l = layout;
-
-    if (!take(&name, unet_prefix) || !*name)
-        return false;
     if (take(&name, "middle_block.0."))
         return say_pair(out, size, "mid_block.resnets.0.", name, unet_resnet);
     if (take(&name, "middle_block.2."))
@@ -121,7 +118,48 @@ bool checkpoint_unet_key(const char *name, char *out, size_t size, void *layout)
     for (const struct pair *p = unet_ends; p->from; p++)
         if (!strncmp(name, p->from, strlen(p->from)))
             return say_pair(out, size, "", name, unet_ends);
-    return unet_block(out, size, name, l->unet_layers);
+    return unet_block(out, size, name, L);
+}
+
+bool checkpoint_unet_key(const char *name, char *out, size_t size, void *layout)
+{
+    const struct checkpoint_layout *l = layout;
+
+    return take(&name, unet_prefix) && *name && unet_key(out, size, name, l->unet_layers);
+}
+
+/* ---- ControlNet: a UNet's way down and what is its own ---- */
+
+/* Entries 0, 2, 4, .. are convolutions with SiLUs between them: conv_in, the blocks and, as `last`, conv_out. */
+static bool hint_key(char *out, size_t size, const char *name, int last)
+{
+    static const char ours[] = "controlnet_cond_embedding.";
+    const char *const all = name;
+    int i = 0;
+
+    if (!take_index(&name, &i) || i % 2)
+        return say(out, size, "input_hint_block.%s", all);
+    if (!i || i == last)
+        return say(out, size, "%sconv_%s.%s", ours, i ? "out" : "in", name);
+    return say(out, size, "%sblocks.%d.%s", ours, i / 2 - 1, name);
+}
+
+bool checkpoint_control_key(const char *name, char *out, size_t size, void *layout)
+{
+    const struct checkpoint_layout *l = layout;
+    const char *rest;
+    int i = 0;
+
+    if (!take(&name, l->control_prefix) || !*name)
+        return false;
+    if (take(&name, "input_hint_block."))
+        return hint_key(out, size, name, l->hint_last);
+    if (take(&name, "middle_block_out.0."))
+        return say(out, size, "controlnet_mid_block.%s", name);
+    rest = name;
+    if (take(&rest, "zero_convs.") && take_index(&rest, &i) && take(&rest, "0."))
+        return say(out, size, "controlnet_down_blocks.%d.%s", i, rest);
+    return unet_key(out, size, name, l->control_layers);
 }
 
 /* ---- VAE ---- */
@@ -266,16 +304,31 @@ bool checkpoint_text_key(const char *name, char *out, size_t size, void *layout)
 
 /* ---- counting ---- */
 
-static void count_unet(struct checkpoint_layout *l, const char *name, int *first_op, int *last)
+/* Layers before the first halving. */
+struct unet_count {
+    int first_op, last;
+};
+
+static void count_unet(struct unet_count *c, const char *name, const char *prefix)
 {
     int i = 0;
 
-    if (!take(&name, unet_prefix) || !take(&name, "input_blocks.") || !take_index(&name, &i))
+    if (!take(&name, prefix) || !take(&name, "input_blocks.") || !take_index(&name, &i))
         return;
-    *last = i > *last ? i : *last;
-    if (!strcmp(name, "0.op.weight") && (!*first_op || i < *first_op))
-        *first_op = i;
-    l->unet_layers = *first_op ? *first_op - 1 : *last;
+    c->last = i > c->last ? i : c->last;
+    if (!strcmp(name, "0.op.weight") && (!c->first_op || i < c->first_op))
+        c->first_op = i;
+}
+
+static int layers(const struct unet_count *c) { return c->first_op ? c->first_op - 1 : c->last; }
+
+static void count_hint(struct checkpoint_layout *l, const char *name)
+{
+    int i = 0;
+
+    if (take(&name, l->control_prefix) && take(&name, "input_hint_block.") && take_index(&name, &i)
+        && i > l->hint_last)
+        l->hint_last = i;
 }
 
 static void count_vae(struct checkpoint_layout *l, const char *name)
@@ -289,14 +342,20 @@ static void count_vae(struct checkpoint_layout *l, const char *name)
 
 void checkpoint_layout(struct checkpoint_layout *out, const struct weights *file)
 {
-    int first_op = 0, last = 0, blocks = 0, i = 0;
+    struct unet_count unet = { 0 }, control = { 0 };
+    int blocks = 0, i = 0;
     bool whole = false;
 
-    *out = (struct checkpoint_layout){ .vae_prefix = "" };
+    *out = (struct checkpoint_layout){ .vae_prefix = "", .control_prefix = "" };
+    for (int k = 0; k < file->n; k++)
+        if (!strncmp(file->entry[k].name, control_prefix, strlen(control_prefix)))
+            out->control_prefix = control_prefix;
     for (int k = 0; k < file->n; k++) {
         const char *name = file->entry[k].name;
 
-        count_unet(out, name, &first_op, &last);
+        count_unet(&unet, name, unet_prefix);
+        count_unet(&control, name, out->control_prefix);
+        count_hint(out, name);
         count_vae(out, name);
         if (!take(&name, openclip_prefix))
             continue;
@@ -304,6 +363,8 @@ void checkpoint_layout(struct checkpoint_layout *out, const struct weights *file
         if (take(&name, "transformer.resblocks.") && take_index(&name, &i) && i >= blocks)
             blocks = i + 1;
     }
+    out->unet_layers = layers(&unet);
+    out->control_layers = layers(&control);
     /* OpenCLIP's own checkpoints have the last block and the projection after it, which SD2.x does not use; files that
      * were made from a diffusers directory have neither. ViT-H has 24 blocks. */
     out->openclip_blocks = blocks && (whole || blocks == 24) ? blocks - 1 : blocks;

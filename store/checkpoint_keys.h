@@ -21,6 +21,9 @@ struct checkpoint_layout {
     int vae_stages;
     const char *vae_prefix;     /* "first_stage_model.", or "" in a file of a VAE alone */
     int openclip_blocks;        /* to be used: SD2.x takes the last but one block's output */
+    int control_layers;         /* as unet_layers, of a ControlNet */
+    int hint_last;              /* the last of its input_hint_block */
+    const char *control_prefix; /* "control_model.", or "" in a file that leaves it out */
 };
 
 void checkpoint_layout(struct checkpoint_layout *out, const struct weights *file);
@@ -31,6 +34,7 @@ void checkpoint_layout(struct checkpoint_layout *out, const struct weights *file
 bool checkpoint_unet_key(const char *name, char *out, size_t size, void *layout);
 bool checkpoint_vae_key(const char *name, char *out, size_t size, void *layout);
 bool checkpoint_text_key(const char *name, char *out, size_t size, void *layout);
+bool checkpoint_control_key(const char *name, char *out, size_t size, void *layout);
 
 /* The same for files of diffusers' and transformers' own; ctx is not read. */
 bool diffusers_vae_key(const char *name, char *out, size_t size, void *ctx);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "store/base_model.h"
+#include "store/controlnet_file.h"
 #include "store/json_conf.h"
 
 enum { MAX_WIDTH = 1 << 15, MAX_CHANNELS = 256, MAX_HEADS = 1 << 10, MAX_SIDE = 1 << 16, MAX_GROUPS = 1 << 10 };
@@ -166,6 +167,57 @@ int base_parse_unet(struct unet_config *out, const char *json, size_t n, struct 
     u.sample_size = side(&c);
     if (!c.rc)
         *out = u;
+    return json_conf_close(&c);
+}
+
+/* ---- ControlNetModel: the UNet's way down ---- */
+
+static const struct only control_only[] = {
+    { "_class_name", "\"ControlNetModel\"", NULL },
+    { "conditioning_channels", "3", NULL },
+    { "mid_block_type", "\"UNetMidBlock2DCrossAttn\"", NULL },
+    { "flip_sin_to_cos", "true", NULL },
+    { "freq_shift", "0", NULL },
+    { "only_cross_attention", "false", "null" },
+    { "downsample_padding", "1", NULL },
+    { "mid_block_scale_factor", "1", NULL },
+    { "act_fn", "\"silu\"", "\"swish\"" },
+    { "transformer_layers_per_block", "1", NULL },
+    { "encoder_hid_dim", "null", NULL },
+    { "encoder_hid_dim_type", "null", NULL },
+    { "class_embed_type", "null", NULL },
+    { "num_class_embeds", "null", NULL },
+    { "addition_embed_type", "null", NULL },
+    { "resnet_time_scale_shift", "\"default\"", NULL },
+    { "controlnet_conditioning_channel_order", "\"rgb\"", NULL },
+    { "global_pool_conditions", "false", "null" },
+};
+
+int controlnet_parse(struct controlnet_config *out, const char *json, size_t n, struct err *e)
+{
+    static const int64_t width[] = { 320, 640, 1280, 1280 };
+    struct controlnet_config m = controlnet_config_sd15();
+    struct unet_config u = { .out_channels = 1, .down_attends = { true, true, true, false } };
+    struct json_conf c;
+    int n_hint;
+
+    if (json_conf_open(&c, "ControlNet configuration", json, n, e))
+        return json_conf_close(&c);
+    ONLY(&c, control_only);
+    u.in_channels = json_conf_int(&c, "in_channels", 4, 1, MAX_CHANNELS);
+    u.n_stage = widths(&c, u.width, UNET_MAX_STAGE, width, 4);
+    block_types(&c, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D", u.down_attends, u.n_stage);
+    heads(&c, &u);
+    u.layers_per_block = (int)json_conf_int(&c, "layers_per_block", 2, 1, UNET_MAX_LAYERS);
+    u.cross_attention_dim = json_conf_int(&c, "cross_attention_dim", 1280, 1, MAX_WIDTH);
+    u.use_linear_projection = json_conf_bool(&c, "use_linear_projection", false);
+    u.norm_num_groups = groups(&c, u.width, u.n_stage);
+    u.norm_eps = (float)json_conf_number(&c, "norm_eps", 1e-5, 1e-12, 1);
+    n_hint = json_conf_ints(&c, "conditioning_embedding_out_channels", m.hint, CONTROLNET_MAX_HINT, 1, MAX_WIDTH);
+    m.n_hint = n_hint ? n_hint : m.n_hint;
+    m.unet = u;
+    if (!c.rc)
+        *out = m;
     return json_conf_close(&c);
 }
 

@@ -93,6 +93,35 @@ int shapes_unet(struct unet_config *out, const struct weights *w, struct err *e)
     return s.rc;
 }
 
+/* Only the base knows heads, groups and what comes after the middle. */
+int shapes_control(struct controlnet_config *out, const struct weights *w, const struct unet_config *base,
+                   struct err *e)
+{
+    static const char to_k[] = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    static const char hint[] = "controlnet_cond_embedding.";
+    struct shapes s = { .w = w, .model = "ControlNet", .e = e };
+    struct controlnet_config c = { .unet = *base };
+    struct unet_config *u = &c.unet;
+
+    u->in_channels = dim(&s, 1, "conv_in.weight");
+    u->n_stage = count(&s, UNET_MAX_STAGE, "down_blocks.", ".resnets.0.conv1.weight");
+    u->layers_per_block = count(&s, UNET_MAX_LAYERS, "down_blocks.0.resnets.", ".conv1.weight");
+    u->cross_attention_dim = dim(&s, 1, to_k);
+    for (int i = 0; i < u->n_stage && !s.rc; i++) {
+        u->width[i] = dim(&s, 0, "down_blocks.%d.resnets.0.conv1.weight", i);
+        u->down_attends[i] = has(&s, "down_blocks.%d.attentions.0.proj_in.weight", i);
+        u->heads[i] = i < base->n_stage ? base->heads[i] : 1;
+    }
+    c.hint[c.n_hint++] = dim(&s, 0, "%sconv_in.weight", hint);
+    while (!s.rc && c.n_hint < CONTROLNET_MAX_HINT && has(&s, "%sblocks.%d.weight", hint, 2 * c.n_hint - 1)) {
+        c.hint[c.n_hint] = dim(&s, 0, "%sblocks.%d.weight", hint, 2 * c.n_hint - 1);
+        c.n_hint++;
+    }
+    if (!s.rc)
+        *out = c;
+    return s.rc;
+}
+
 int shapes_vae(struct vae_config *out, const struct weights *w, struct err *e)
 {
     struct shapes s = { .w = w, .model = "VAE", .e = e };

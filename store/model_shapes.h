@@ -8,6 +8,7 @@
 #define UNICON_STORE_MODEL_SHAPES_H
 
 #include "core/model/clip_text.h"
+#include "core/model/controlnet.h"
 #include "core/model/unet.h"
 #include "core/model/vae.h"
 #include "core/weights.h"
@@ -17,6 +18,9 @@
 int shapes_unet(struct unet_config *out, const struct weights *w, struct err *e);
 int shapes_vae(struct vae_config *out, const struct weights *w, struct err *e);
 int shapes_text(struct clip_text_config *out, const struct weights *w, enum kact act, struct err *e);
+/* What sizes cannot tell is as in `base`, the UNet that it is for. */
+int shapes_control(struct controlnet_config *out, const struct weights *w, const struct unet_config *base,
+                   struct err *e);
 
 /* What a file seems to be that is no checkpoint of SD1.x or SD2.x in the original layout; NULL if it may be one. */
 const char *model_foreign(const struct weights *file);

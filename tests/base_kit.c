@@ -65,19 +65,22 @@ static void read_line(struct keys *k, const char *line, char *section)
     }
 }
 
-struct keys *keys_open(void)
+static struct keys *read_keys(const char *path)
 {
     struct keys *k = calloc(1, sizeof *k);
-    FILE *f = fopen("tests/reference/base_keys.txt", "r");
+    FILE *f = fopen(path, "r");
     char line[256], section[8] = "";
 
     if (!f || !k)
-        die("tests/reference/base_keys.txt");
+        die(path);
     while (fgets(line, sizeof line, f))
         read_line(k, line, section);
     fclose(f);
     return k;
 }
+
+struct keys *keys_open(void) { return read_keys("tests/reference/base_keys.txt"); }
+struct keys *keys_of_controls(void) { return read_keys("tests/reference/control_keys.txt"); }
 
 void keys_close(struct keys *k)
 {

@@ -31,6 +31,7 @@ struct keys {
 };
 
 struct keys *keys_open(void);           /* says why and exits if there is none */
+struct keys *keys_of_controls(void);    /* tests/reference/control_keys.txt */
 void keys_close(struct keys *k);
 
 /* One folder per process under $TMPDIR or /tmp, removed at exit. */

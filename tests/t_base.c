@@ -195,7 +195,8 @@ static void test_odd_names(void)
         { "decoder.mid_block.attentions.0.group_norm.bias", "decoder.mid_block.attentions.0.group_norm.bias" },
         { "loss.discriminator.weight", NULL },
     };
-    struct checkpoint_layout l = { 2, 4, "first_stage_model.", 23 };
+    struct checkpoint_layout l = { .unet_layers = 2, .vae_stages = 4, .vae_prefix = "first_stage_model.",
+                                   .openclip_blocks = 23 };
     char to[256];
     bool ok = true;
 

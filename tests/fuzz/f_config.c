@@ -1,10 +1,11 @@
-/* tests/fuzz/f_config.c: any bytes as one of four JSON configurations; the first byte picks which. What is taken is in
+/* tests/fuzz/f_config.c: any bytes as one of five JSON configurations; the first byte picks which. What is taken is in
  * range, what is refused leaves the output as it was. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "store/base_model.h"
+#include "store/controlnet_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -22,6 +23,14 @@ static void check_unet(const struct unet_config *u)
     for (int i = 0; i < u->n_stage; i++)
         must(u->width[i] > 0 && u->heads[i] > 0 && u->width[i] % u->heads[i] == 0 &&
              u->width[i] % u->norm_num_groups == 0);
+}
+
+static void check_control(const struct controlnet_config *c)
+{
+    check_unet(&c->unet);
+    must(c->n_hint >= 1 && c->n_hint <= CONTROLNET_MAX_HINT);
+    for (int i = 0; i < c->n_hint; i++)
+        must(c->hint[i] > 0);
 }
 
 static void check_vae(const struct vae_config *v)
@@ -53,6 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         struct vae_config vae;
         struct clip_text_config text;
         struct schedule_config schedule;
+        struct controlnet_config control;
     } out;
     const char *json = (const char *)data + 1;
     struct err e = { 0 };
@@ -61,7 +71,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1)
         return 0;
     memset(&out, 0xA5, sizeof out);
-    switch (data[0] % 4) {
+    switch (data[0] == '4' ? 4 : data[0] % 4) {
+    case 4:
+        rc = controlnet_parse(&out.control, json, size - 1, &e);
+        if (!rc)
+            check_control(&out.control);
+        break;
     case 0:
         rc = base_parse_unet(&out.unet, json, size - 1, &e);
         if (!rc)

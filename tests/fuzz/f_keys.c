@@ -124,10 +124,25 @@ static void check_configs(struct weights *unet, struct weights *vae, struct weig
         must(t.num_attention_heads > 0 && t.hidden_size % t.num_attention_heads == 0);
 }
 
+static void check_control(struct weights *control)
+{
+    const struct unet_config base = unet_config_sd15();
+    struct controlnet_config c;
+    struct err e = { 0 };
+
+    if (!usable(control) || shapes_control(&c, control, &base, &e))
+        return;
+    must(c.n_hint >= 1 && c.n_hint <= CONTROLNET_MAX_HINT && c.unet.n_stage <= UNET_MAX_STAGE);
+    for (int i = 0; i < c.n_hint; i++)
+        must(c.hint[i] > 0);
+    for (int i = 0; i < c.unet.n_stage; i++)
+        must(c.unet.width[i] > 0 && c.unet.heads[i] > 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct weights_entry entry[MAX_ENTRY];
-    struct weights file = { .entry = entry }, unet, vae, text;
+    struct weights file = { .entry = entry }, unet, vae, text, control;
     struct checkpoint_layout layout;
     size_t mark;
 
@@ -147,7 +162,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     select_entries(&unet, &file, checkpoint_unet_key, &layout);
     select_entries(&vae, &file, checkpoint_vae_key, &layout);
     select_entries(&text, &file, checkpoint_text_key, &layout);
+    select_entries(&control, &file, checkpoint_control_key, &layout);
     check_configs(&unet, &vae, &text);
+    check_control(&control);
     select_entries(&vae, &file, diffusers_vae_key, NULL);
     select_entries(&text, &file, diffusers_text_key, NULL);
     check_configs(&file, &vae, &text);

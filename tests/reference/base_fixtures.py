@@ -3,6 +3,7 @@
 base_keys.txt   every tensor of SD1.5's and SD2's UNet, VAE and text encoder: a line "diffusers' name, sizes" and under
                 it "the original layout's name" (with its sizes where they differ). diffusers' side is what its modules
                 have; the original's is written down here from the layout and checked by diffusers' own converters.
+control_keys.txt  the same of ControlNets; their 361 million numbers are those of the published ones.
 lora/*          one LoRA of a tiny UNet and text encoder, as diffusers, older diffusers, peft and kohya write it, the
                 last with diffusers' and with the original layout's names.
 lora/delta.safetensors   what diffusers adds to the weights after it loaded those files.
@@ -10,7 +11,7 @@ lora/delta.safetensors   what diffusers adds to the weights after it loaded thos
 import os
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import lora_conversion_utils as kohya
 from diffusers.loaders import single_file_utils as single
 from golden import File, draw
@@ -125,6 +126,35 @@ def unets():
         want = {k: (single.LDM_UNET_KEY + original[k], s) for k, s in shapes.items()}
         check(single.convert_ldm_unet_checkpoint(tagged(source), {"layers_per_block": 2}), want, source)
     lines = [f"[unet {len(both[0])}] sizes of SD1.5, then those of SD2 where they differ"]
+    for k, s in both[0].items():
+        lines += [" ".join([k, dims(s)] + ([dims(both[1][k])] if both[1][k] != s else [])), "  " + original[k]]
+    return lines
+
+
+def control_original(key, hint):
+    """Without control_model."""
+    front, rest = key.split(".", 1)
+    if front == "controlnet_cond_embedding":
+        module, leaf = rest.rsplit(".", 1)
+        i = {"conv_in": 0, "conv_out": 2 * hint - 1}.get(module)
+        return f"input_hint_block.{2 * (int(module.split('.')[1]) + 1 if i is None else i)}.{leaf}"
+    if front == "controlnet_down_blocks":
+        return "zero_convs.{}.0.{}".format(*rest.split("."))
+    return f"middle_block_out.0.{rest}" if front == "controlnet_mid_block" else unet_original(key, [], 2)
+
+
+def controls():
+    two = dict(attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
+    both = [shapes_of(ControlNetModel, cross_attention_dim=d, **c) for d, c in ((768, {}), (1024, two))]
+    assert list(both[0]) == list(both[1]) and len(both[0]) == 340
+    assert sum(torch.Size(s).numel() for s in both[0].values()) == 361279120
+    original = {k: control_original(k, 4) for k in both[0]}
+    for prefix in (single.LDM_CONTROLNET_KEY, ""):
+        for shapes in both:
+            source = {prefix + original[k]: s for k, s in shapes.items()}
+            want = {k: (prefix + original[k], s) for k, s in shapes.items()}
+            check(single.convert_controlnet_checkpoint(tagged(source), {"layers_per_block": 2}), want, source)
+    lines = [f"[control {len(both[0])}] sizes for SD1.5, then those for SD2 where they differ"]
     for k, s in both[0].items():
         lines += [" ".join([k, dims(s)] + ([dims(both[1][k])] if both[1][k] != s else [])), "  " + original[k]]
     return lines
@@ -289,4 +319,6 @@ if __name__ == "__main__":
     keys = unets() + vaes() + texts()
     with open(f"{HERE}/base_keys.txt", "w") as f:
         f.write("\n".join(keys) + "\n")
+    with open(f"{HERE}/control_keys.txt", "w") as f:
+        f.write("\n".join(controls()) + "\n")
     loras()
