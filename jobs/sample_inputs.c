@@ -42,8 +42,8 @@ static int open_base(struct sample_inputs *in, const struct spec *spec, struct e
     return OK;
 }
 
-/* "PATH:W": a number after the last colon is the weight, unless the whole text is a file's name. */
-static int split_weight(const char *text, char *path, size_t size, double *weight, struct err *e)
+/* A colon in the name of a file that is there parts nothing. */
+int sample_split_weight(const char *key, const char *text, char *path, size_t size, double *weight, struct err *e)
 {
     const char *colon = strrchr(text, ':');
     char *end;
@@ -57,11 +57,12 @@ static int split_weight(const char *text, char *path, size_t size, double *weigh
     if (colon && colon[1]) {
         *weight = strtod(colon + 1, &end);
         if (*end || !isfinite(*weight))
-            return err_set(e, E_ARG, "--lora '%s': '%s' is not a weight; want PATH or PATH:NUMBER", text, colon + 1);
+            return err_set(e, E_ARG, "--%s '%s': '%s' is not a weight; want PATH or PATH:NUMBER", key, text,
+                           colon + 1);
     } else if (colon)
-        return err_set(e, E_ARG, "--lora '%s': no weight after the colon; want PATH or PATH:NUMBER", text);
+        return err_set(e, E_ARG, "--%s '%s': no weight after the colon; want PATH or PATH:NUMBER", key, text);
     if (snprintf(path, size, "%.*s", colon ? (int)(colon - text) : (int)strlen(text), text) >= (int)size)
-        return err_set(e, E_ARG, "--lora: the path is too long: '%.60s..'", text);
+        return err_set(e, E_ARG, "--%s: the path is too long: '%.60s..'", key, text);
     return OK;
 }
 
@@ -75,7 +76,7 @@ static int open_adapters(struct sample_inputs *in, const struct spec *spec, stru
     if (n > LORA_MAX_USE)
         return err_set(e, E_ARG, "--lora: %d adapters; at most %d can be added at once", n, LORA_MAX_USE);
     for (int i = 0; i < n && !rc; i++) {
-        rc = split_weight(spec_item(spec, "lora", i), path, sizeof path, &weight, e);
+        rc = sample_split_weight("lora", spec_item(spec, "lora", i), path, sizeof path, &weight, e);
         rc = rc ? rc : lora_file_open(&in->file[i], path, &in->base->unet, e);
         if (!rc)
             in->lora.use[in->lora.n++] = (struct lora_use){ &in->file[i]->lora, weight };
@@ -132,22 +133,32 @@ static int load(struct image *out, const struct spec *spec, const char *key, con
     return rc ? err_in(e, "--%s", key) : OK;
 }
 
-/* (H,W,3) in [-1,1], resized so that it covers the size asked for, the middle kept. */
+/* Resized so that it covers the size asked for, the middle kept. */
+int sample_load_picture(struct image *out, const struct sample_inputs *in, const struct spec *spec, const char *key,
+                        const char *path, enum filter f, struct err *e)
+{
+    struct image m = { 0 }, rgb = { 0 };
+    int rc = load(&m, spec, key, path, e);
+
+    rc = rc ? rc : image_convert(&rgb, &m, 3, m.type, e);
+    rc = rc ? rc : image_cover(out, &rgb, in->request.height, in->request.width, f, e);
+    image_free(&rgb);
+    image_free(&m);
+    return rc;
+}
+
+/* (H,W,3) in [-1,1] */
 static int load_picture(struct sample_inputs *in, const struct spec *spec, const char *key, const char *path, int k,
                         struct err *e)
 {
     const int64_t H = in->request.height, W = in->request.width;
-    struct image m = { 0 }, rgb = { 0 }, fit = { 0 };
-    int rc = load(&m, spec, key, path, e);
+    struct image fit = { 0 };
+    int rc = sample_load_picture(&fit, in, spec, key, path, FILTER_BILINEAR, e);
 
-    rc = rc ? rc : image_convert(&rgb, &m, 3, m.type, e);
-    rc = rc ? rc : image_cover(&fit, &rgb, H, W, FILTER_BILINEAR, e);
     if (!rc && !(in->picture[k] = malloc(sizeof *in->picture[k] * (size_t)(H * W * 3))))
         rc = err_set(e, E_NOMEM, "out of memory for a picture of %" PRId64 " x %" PRId64, W, H);
     rc = rc ? rc : image_to_signed(in->picture[k], &fit, e);
     image_free(&fit);
-    image_free(&rgb);
-    image_free(&m);
     in->request.input[k].picture = in->picture[k];
     return rc;
 }
@@ -315,10 +326,12 @@ int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const 
     rc = open_base(in, spec, e);
     rc = rc ? rc : open_adapters(in, spec, e);
     rc = rc ? rc : sample_open_checkpoints(in, spec, e);
+    rc = rc ? rc : sample_open_controls(in, spec, e);
     rc = rc ? rc : fill_request(in, spec, e);
     rc = rc ? rc : encode_prompts(in, spec, env, e);
     rc = rc ? rc : load_pictures(in, spec, e);
     rc = rc ? rc : sample_make_pairs(in, spec, e);
+    rc = rc ? rc : sample_make_controls(in, spec, e);
     return rc ? rc : load_noise(in, spec, e);
 }
 
@@ -330,6 +343,7 @@ void sample_inputs_close(struct sample_inputs *in)
         free(in->picture[k]);
     }
     pair_free(&in->plan);
+    sample_close_controls(in);
     for (int i = 0; i < JOINT_MAX_PAIR; i++)
         unicon_file_close(in->unicon[i]);
     for (int i = 0; i < LORA_MAX_USE; i++)

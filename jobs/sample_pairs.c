@@ -8,29 +8,39 @@
 
 /* ---- checkpoints ---- */
 
-/* "NAME=PATH" or "PATH": a name has no '/' in it. */
-static int open_one(struct sample_inputs *in, const char *text, char *own, size_t size, struct err *e)
+const char *sample_path_of(const char *text, int *n)
 {
     const char *is = strchr(text, '='), *slash = strchr(text, '/');
     const bool named = is && is > text && (!slash || is < slash);
-    int rc = unicon_file_open(&in->unicon[in->n_unicon], named ? is + 1 : text, NULL, e);
+
+    *n = named ? (int)(is - text) : 0;
+    return named ? is + 1 : text;
+}
+
+static int open_one(struct sample_inputs *in, const char *text, char *own, size_t size, struct err *e)
+{
+    int n;
+    const char *path = sample_path_of(text, &n);
+    int rc = unicon_file_open(&in->unicon[in->n_unicon], path, NULL, e);
 
     if (rc)
         return err_in(e, "--unicon");
     in->n_unicon++;
-    snprintf(own, size, "%.*s", named ? (int)(is - text) : (int)size,
-             named ? text : in->unicon[in->n_unicon - 1]->name);
+    snprintf(own, size, "%.*s", n ? n : (int)size, n ? text : in->unicon[in->n_unicon - 1]->name);
     return OK;
 }
 
 int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, struct err *e)
 {
-    static const char *const of_pairs[] = { "y", "y-mask", "y-noise", "y-prompt", "task", "schedule", "pair",
+    static const char *const of_pairs[] = { "y-mask", "y-noise", "y-prompt", "task", "schedule", "pair",
                                             "joint-scale", "cond-guidance", "compat" };
     const int n = spec_count(spec, "unicon");
     int rc = OK;
 
     snprintf(in->name[0], sizeof in->name[0], "x");
+    if (!n && !spec_count(spec, "controlnet") && spec_is_set(spec, "y"))
+        return err_set(e, E_ARG, "--y is the condition of a pair or of a ControlNet: say which, --unicon PATH or "
+                       "--controlnet PATH");
     for (size_t i = 0; i < sizeof of_pairs / sizeof *of_pairs && !n; i++)
         if (spec_is_set(spec, of_pairs[i]))
             return err_set(e, E_ARG, "--%s is about a pair: say of which checkpoint, --unicon PATH", of_pairs[i]);
@@ -53,27 +63,45 @@ int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, s
 
 static bool names(const struct sample_inputs *in, const char *text, size_t n, int k)
 {
-    return (strlen(in->partner[k]) == n && !memcmp(text, in->partner[k], n))
-        || (strlen(in->name[k]) == n && !memcmp(text, in->name[k], n));
+    const char *own = sample_name_of(in, k);
+
+    return (strlen(own) == n && !memcmp(text, own, n))
+        || (k <= in->n_unicon && strlen(in->name[k]) == n && !memcmp(text, in->name[k], n));
+}
+
+const char *sample_name_of(const struct sample_inputs *in, int k)
+{
+    return k <= in->n_unicon ? in->partner[k] : in->control[k - in->n_unicon - 1].name;
+}
+
+int sample_whose(const struct sample_inputs *in, const char *text, size_t n)
+{
+    for (int k = 1; k <= in->n_unicon + in->n_control; k++)
+        if (names(in, text, n, k))
+            return k;
+    return 0;
 }
 
 int sample_value_of(const char **value, const struct sample_inputs *in, const struct spec *spec, const char *key, int k,
                     struct err *e)
 {
+    const int n = in->n_unicon + (strcmp(key, "y") ? 0 : in->n_control);
+
     *value = NULL;
     for (int i = 0; i < spec_count(spec, key); i++) {
         const char *text = spec_item(spec, key, i), *is = strchr(text, '=');
-        int whose = 0;
+        const int whose = is ? sample_whose(in, text, (size_t)(is - text)) : 0;
 
-        for (int j = 1; j <= in->n_unicon && is && !whose; j++)
-            whose = names(in, text, (size_t)(is - text), j) ? j : 0;
-        if (!whose && in->n_unicon > 1)
+        if (whose > n)
+            return err_set(e, E_ARG, "--%s '%.60s': '%s' is a ControlNet, which has no noise of its own: it takes "
+                           "--y alone", key, text, sample_name_of(in, whose));
+        if (!whose && n > 1)
             return err_set(e, E_ARG, "--%s '%.60s': of which checkpoint? Say NAME=.., NAME as '%s' or '%s'", key, text,
-                           in->partner[1], in->partner[2]);
+                           sample_name_of(in, 1), sample_name_of(in, 2));
         if ((whose ? whose : 1) != k)
             continue;
         if (*value)
-            return err_set(e, E_ARG, "--%s is given twice for '%s'", key, in->partner[k]);
+            return err_set(e, E_ARG, "--%s is given twice for '%s'", key, sample_name_of(in, k));
         *value = whose ? is + 1 : text;
     }
     return OK;
@@ -84,7 +112,7 @@ int sample_value_of(const char **value, const struct sample_inputs *in, const st
 static int no_picture(const struct sample_inputs *in, int k, struct err *e)
 {
     return err_set(e, E_ARG, "%s begins with less noise than 1 and has no picture: say --%sIMAGE, or noise 1",
-                   in->name[k], !k ? "x " : in->n_unicon > 1 ? "y NAME=" : "y ");
+                   in->name[k], !k ? "x " : in->n_unicon + in->n_control > 1 ? "y NAME=" : "y ");
 }
 
 /* A level by option; by default 0 for a picture that is given whole, else 1. */

@@ -44,7 +44,8 @@ static const struct spec_key sample_keys[] = {
 
     { .group = "Pairs", .name = "unicon", .type = SPEC_LIST, .value = "[NAME=]PATH",
       .help = "UniCon checkpoint: x gets a partner y; may be repeated for y2, y3, .." },
-    { .name = "y", .type = SPEC_LIST, .value = "[NAME=]IMAGE", .help = "the condition; NAME is a checkpoint's" },
+    { .name = "y", .type = SPEC_LIST, .value = "[NAME=]IMAGE",
+      .help = "the condition; NAME is a checkpoint's or a ControlNet's" },
     { .name = "y-mask", .type = SPEC_LIST, .value = "[NAME=]IMAGE", .help = "white is drawn anew, black is kept" },
     { .name = "y-noise", .type = SPEC_LIST, .value = "[NAME=]A",
       .help = "how much noise y starts with; 0 for a picture without a mask, else 1" },
@@ -62,6 +63,11 @@ static const struct spec_key sample_keys[] = {
       .help = "guidance away from what comes without joint attention, or without that of one checkpoint" },
     { .name = "compat", .type = SPEC_CHOICE, .standard = "none", .choices = "none official",
       .help = "official: schedules, masks and random numbers of the published code" },
+
+    { .group = "ControlNets", .name = "controlnet", .type = SPEC_LIST, .value = "[NAME=]PATH[:W]",
+      .help = "x follows the picture --y NAME=IMAGE, with weight W (default 1); may be repeated" },
+    { .name = "control-range", .type = SPEC_STRING, .value = "A,B", .standard = "0,1",
+      .help = "between which fractions of x's steps they act" },
 
     { .group = "How to draw it", .name = "steps", .type = SPEC_INT, .value = "N", .standard = "50", .low = 1,
       .high = 1000, .help = "sampling steps from noise to picture" },

@@ -33,6 +33,7 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "y-noise", SPEC_LIST, NULL }, { "y-prompt", SPEC_STRING, "" }, { "task", SPEC_CHOICE, NULL },
     { "schedule", SPEC_STRING, NULL }, { "pair", SPEC_LIST, NULL }, { "joint-scale", SPEC_DOUBLE, "1" },
     { "cond-guidance", SPEC_LIST, NULL }, { "compat", SPEC_CHOICE, "none" },
+    { "controlnet", SPEC_LIST, NULL }, { "control-range", SPEC_STRING, "0,1" },
 };
 
 static void test_tables(void)

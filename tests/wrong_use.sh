@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/wrong_use.sh: whatever is asked for wrongly ends with the right status and one line that says what is wrong and
 # with which option or file, and leaves no file. $B and $BIN come from `make check`; $B/tool/tiny_base makes a
-# model and two UniCon checkpoints.
+# model, two UniCon checkpoints and a ControlNet.
 . "$(dirname "$0")/lib.sh"
 cd "$(dirname "$0")/.." || exit 1
 root=$(pwd)
@@ -16,7 +16,8 @@ work=$tmp/work
 mkdir "$work" "$work/dir" "$work/dir.png" "$work/shut" || exit 1
 depth=$tmp/depth
 id=$tmp/id
-"$tool" sd1 "$base" && "$tool" depth "$depth" && "$tool" id "$id" || exit 1
+edges=$tmp/edges
+"$tool" sd1 "$base" && "$tool" depth "$depth" && "$tool" id "$id" && "$tool" control "$edges" || exit 1
 small="--base $base --width 16 --height 16 --steps 1"
 
 state() {
@@ -103,6 +104,13 @@ cp "$depth/xy_lora/pytorch_lora_weights.safetensors" lora
 cp -r "$depth" part
 cp -r "$depth" bare
 rm -r part/yx_lora bare/model.pth
+cp -r "$edges" other
+sed -i 's/"cross_attention_dim":64/"cross_attention_dim":1024/' other/config.json
+cp -r "$edges" pooled
+sed -i 's/"layers_per_block":2/"global_pool_conditions":true/' pooled/config.json
+cp -r "$edges" empty-control
+rm empty-control/diffusion_pytorch_model.safetensors
+mini lora_controlnet >lora-control.safetensors
 echo '{"kind":"sample","version":1,"steps":"many"}' >bad.json
 echo '{"kind":"sample","version":99}' >later.json
 cd "$root" || exit 1
@@ -136,7 +144,8 @@ done
 given=nonsense
 ok 'each choice as nonsense' each_wrong WORD "'nonsense'| or " --base "$base"
 given=
-ok 'each path as nothing' each_wrong 'PATH IMAGE FILE DIR PATH[:W] [NAME=]PATH [NAME=]IMAGE' "''" --base "$base"
+ok 'each path as nothing' each_wrong 'PATH IMAGE FILE DIR PATH[:W] [NAME=]PATH [NAME=]IMAGE [NAME=]PATH[:W]' "''" \
+    --base "$base"
 ok 'a prompt that is no UTF-8' wrong 2 '--prompt|UTF-8' --base "$base" --prompt "$(printf 'a\377b')"
 
 # ---- the base ----
@@ -171,6 +180,7 @@ for file in nowhere empty text dir; do
             --vae) what=VAE ;;
             --lora) what=LoRA ;;
             --unicon) what='--unicon|UniCon checkpoint' ;;
+            --controlnet) what='--controlnet|ControlNet' ;;
             --x-mask) with='--x good.png' ;;
             --y) what=--y with="--unicon $depth" ;;
             --y-mask) with="--unicon $depth --y good.png" ;;
@@ -318,6 +328,64 @@ ok_schedule '' 'segment 1|no level'
 # shellcheck disable=SC2086
 ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.4|ends at 0.5" \
     $pair --schedule 'x=1:0.5 y=1:0|x=0.4:0 y=0'
+
+# ---- ControlNets ----
+# shellcheck disable=SC2086
+{
+    control="$small --controlnet $edges"
+    both="$control --unicon $depth"
+    ok 'a ControlNet with a name that is not there' wrong 1 "--controlnet|'nowhere'|No such file" \
+        $small --controlnet a=nowhere
+    ok 'a base as a ControlNet' wrong 1 "--controlnet|'$base'|a base model, not a ControlNet" \
+        $small --controlnet "$base"
+    ok 'a checkpoint as a ControlNet' wrong 1 "--controlnet|'$depth'|config.json" $small --controlnet "$depth"
+    ok 'a ControlNet as a checkpoint' wrong 1 "--unicon|'$edges'|xy_lora" $small --unicon "$edges"
+    ok 'a ControlNet as a base' wrong 1 "'$edges|model_index.json" --base "$edges"
+    ok 'latents as a ControlNet' wrong 1 "--controlnet|'latents'|no ControlNet in it" $small --controlnet latents
+    ok 'a Control-LoRA' wrong 1 "--controlnet|'lora-control.safetensors'|Control-LoRA|not supported" \
+        $small --controlnet lora-control.safetensors
+    ok 'a ControlNet for another base' wrong 1 "--controlnet|'other'|1024, the base 64|made for another base" \
+        $small --controlnet other --y good.png
+    ok 'a ControlNet of another kind' wrong 1 "--controlnet|'pooled'|global_pool_conditions" $small --controlnet pooled
+    ok 'a ControlNet without weights' wrong 1 "--controlnet|'empty-control'|neither diffusion_pytorch_model" \
+        $small --controlnet empty-control
+    ok 'a ControlNet without its picture' wrong 2 "--controlnet|'edges' has no picture|--y IMAGE" $control
+    ok 'one of two without its picture' wrong 2 "--controlnet|'b' has no picture|--y b=IMAGE" \
+        $control --controlnet "b=$edges" --y edges=good.png
+    ok 'a pair and a ControlNet without its picture' wrong 2 "'edges' has no picture|--y edges=IMAGE" \
+        $both --y depth=good.png
+    ok 'a picture of no ControlNet' wrong 1 "--y|'b=good.png'|No such file" $control --y b=good.png
+    ok 'a picture of neither' wrong 2 "--y 'b=good.png'|of which|'depth'|'edges'" $both --y b=good.png
+    ok 'a picture without a name beside a pair' wrong 2 "--y 'good.png'|of which|'depth'|'edges'" $both --y good.png
+    ok "a ControlNet's picture twice" wrong 2 "--y is given twice|'edges'" $control --y good.png --y edges=good.png
+    ok 'five ControlNets' wrong 2 '--controlnet|5 of them|at most 4' $control --controlnet a --controlnet b \
+        --controlnet c --controlnet d
+    ok 'a ControlNet twice' wrong 2 "--controlnet|'edges'|NAME=PATH" $control --controlnet "$edges"
+    ok "a ControlNet of a checkpoint's name" wrong 2 "--controlnet|'depth'|NAME=PATH" \
+        $small --unicon "$depth" --controlnet "depth=$edges"
+    for name in --y-mask --y-noise --pair; do
+        value=good.png
+        [ $name != --y-noise ] || value=1
+        [ $name != --pair ] || value=1,1
+        ok "$name of a ControlNet" wrong 2 "$name 'edges=$value'|'edges' is a ControlNet|no noise" \
+            $both --y edges=good.png --y depth=good.png $name edges=$value
+        ok "$name with a ControlNet alone" wrong 2 "$name|pair|--unicon PATH" $control --y good.png $name $value
+    done
+    ok 'a task with a ControlNet alone' wrong 2 '--task|pair|--unicon PATH' $control --y good.png --task y2x
+    for weight in abc nan 1e999 0.5x; do
+        ok "a ControlNet of weight $weight" wrong 2 "--controlnet '$edges:$weight'|'$weight' is not a weight" \
+            $control:$weight --y good.png
+    done
+    for range in 1 0,2 -1,1 0.5,0.5 0.7,0.3 a,b 0,1,2 , nan,1; do
+        ok "--control-range $range" wrong 2 "--control-range '$range'|two numbers from 0 to 1" \
+            $control --y good.png --control-range "$range"
+    done
+    ok '--control-range without a ControlNet' wrong 2 '--control-range|--controlnet PATH' $small --control-range 0,0.5
+    ok 'a ControlNet of a held x' wrong 2 '--controlnet|x has no noise|does nothing' \
+        $both --y edges=good.png --x good.png --task x2y
+    ok 'a ControlNet of an x without noise' wrong 2 '--controlnet|x has no noise|does nothing' \
+        $control --y good.png --x good.png --x-noise 0
+}
 
 # ---- where results go ----
 for out in a.gif a dir/ dir/a.png.txt; do

@@ -230,7 +230,8 @@ static int open_unet(struct run *r, struct err *e)
         if (!r->joint[p])
             rc = joint_new(&r->joint[p], place, n, r->base->unet->cross_attention_dim, r->q->pair[p].checkpoint, l, e);
     }
-    return rc ? rc : take_text(r, e);
+    rc = rc ? rc : take_text(r, e);
+    return rc ? rc : pipeline_control_open(r, e);
 }
 
 /* Images [first, first + n) from noise to the sink; `only`: they are all there are. */

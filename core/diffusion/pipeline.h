@@ -14,6 +14,7 @@
 #include "core/diffusion/sampler.h"
 #include "core/joint.h"
 #include "core/model/clip_text.h"
+#include "core/model/controlnet.h"
 #include "core/model/unet.h"
 #include "core/model/vae.h"
 #include "core/progress.h"
@@ -55,6 +56,15 @@ struct pipeline_contrast {
     float scale, wx[JOINT_MAX_PAIR], wy[JOINT_MAX_PAIR];
 };
 
+/* A ControlNet and the picture that x follows; all borrowed. */
+enum { PIPELINE_MAX_CONTROL = 4 };
+struct pipeline_control {
+    const struct controlnet_config *config;
+    const struct weights *weights;
+    const float *picture;                   /* (height,width,3) in [0,1] */
+    float weight;
+};
+
 struct pipeline_request {
     struct pipeline_input input[PAIR_MAX_INPUT];
     int n_input;
@@ -65,6 +75,9 @@ struct pipeline_request {
     double joint_scale;                     /* 1 is neutral */
     struct pipeline_contrast contrast[PIPELINE_MAX_CONTRAST];
     int n_contrast;
+    struct pipeline_control control[PIPELINE_MAX_CONTROL];
+    int n_control;
+    double control_from, control_to;        /* fractions of x's steps in which they act: 0 and 1 for all */
     bool official;                          /* random numbers and masks as the published code has them */
     int clip_skip;
     int64_t width, height;                  /* pixels, multiples of 8 */

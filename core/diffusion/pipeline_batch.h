@@ -42,4 +42,9 @@ static inline struct tensor *batch_input(struct batch *b, struct tensor *x, int 
 int batch_eps(struct batch *b, const struct pair_row *row, struct tensor *z, const bool *want, struct tensor **eps,
               struct err *e);
 
+/* What the ControlNets say of x's rows [first, first + halves n) of the UNet's input, those of the prompts from
+ * first_half on; *out is for unet_call. In pipeline_control.c. */
+int pipeline_control_add(struct batch *b, struct tensor *in, struct tensor *time, int64_t first, int first_half,
+                         int halves, struct unet_added *out, struct err *e);
+
 #endif

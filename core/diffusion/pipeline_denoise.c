@@ -241,7 +241,8 @@ static bool cost_again(struct batch *b, struct kcount *cost, int i)
     if (batch_kern(b)->computes)
         return false;
     for (int j = 0; j < i && like < 2; j++)
-        if (same_kind(p, &p->row[j], &p->row[i])) {
+        if (same_kind(p, &p->row[j], &p->row[i])
+            && pipeline_control_acts(b->r, &p->row[j]) == pipeline_control_acts(b->r, &p->row[i])) {
             like++;
             last = j;
         }

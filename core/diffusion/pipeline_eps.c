@@ -116,14 +116,21 @@ static struct tensor *times(struct batch *b, const struct pass *p, const struct 
 static struct tensor *ask(struct batch *b, struct pass *p, const struct pair_row *row, struct tensor *z,
                           const bool *want, const struct weights_of_pairs *w, struct err *e)
 {
-    const struct unet_call call = { .pairs = &p->pairs, .segments = b->t->recording };
+    struct unet_call call = { .pairs = &p->pairs, .segments = b->t->recording };
+    struct unet_added added = { .n = 0 };
     struct tensor *in, *time, *y;
 
     choose(p, b, want, w);
     join_pairs(p, b, want, w);
     group_text(p, b);
-    if (!(in = rows_in(b, p, row, z, e)) || !(time = times(b, p, row, e))
-        || !(y = unet_forward(b->t, b->r->unet, in, time, &p->text, &call, e)))
+    if (!(in = rows_in(b, p, row, z, e)) || !(time = times(b, p, row, e)))
+        return NULL;
+    if (p->slot[0] >= 0 && pipeline_control_acts(b->r, row)) {
+        call.added = &added;
+        if (pipeline_control_add(b, in, time, p->slot[0] * p->halves * b->n, p->first_half, p->halves, &added, e))
+            return NULL;
+    }
+    if (!(y = unet_forward(b->t, b->r->unet, in, time, &p->text, &call, e)))
         return NULL;
     return op_cast(b->t, y, F32, e);
 }

@@ -13,6 +13,13 @@ struct stage {
     bool open;
 };
 
+/* A ControlNet in the UNet's stage. */
+struct run_control {
+    struct controlnet *net;
+    struct unet_text text;          /* of x's prompts */
+    struct tensor *hint;            /* (1,h,w,C) */
+};
+
 struct run {
     struct device *dev;
     enum dtype type;
@@ -33,6 +40,7 @@ struct run {
     int64_t n_done, n_total;        /* steps of all batches */
     struct unet *unet;
     struct unet_text text;          /* of the prompts in `words` */
+    struct run_control control[PIPELINE_MAX_CONTROL];
     struct vae *decoder;
     struct kcount counted;
     struct pipeline_cost cost;
@@ -40,5 +48,9 @@ struct run {
 
 /* Images [first, first + n): latents (n,h,w,C) f32, scaled, in r->keep. NULL with e set. */
 struct tensor *pipeline_denoise(struct run *r, int64_t first, int64_t n, struct err *e);
+
+/* ControlNets, in pipeline_control.c: open those of the request beside the UNet; do they act at this row? */
+int pipeline_control_open(struct run *r, struct err *e);
+bool pipeline_control_acts(const struct run *r, const struct pair_row *row);
 
 #endif
