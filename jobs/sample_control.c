@@ -75,10 +75,8 @@ int sample_open_controls(struct sample_inputs *in, const struct spec *spec, stru
 
 void sample_close_controls(struct sample_inputs *in)
 {
-    for (int i = 0; i < PIPELINE_MAX_CONTROL; i++) {
-        free(in->control[i].picture);
+    for (int i = 0; i < PIPELINE_MAX_CONTROL; i++)
         controlnet_file_close(in->control[i].file);
-    }
 }
 
 /* ---- pictures ---- */

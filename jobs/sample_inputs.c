@@ -318,6 +318,34 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     return OK;
 }
 
+/* All but the files of weights. */
+static int set_values(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
+{
+    int rc = fill_request(in, spec, e);
+
+    rc = rc ? rc : encode_prompts(in, spec, env, e);
+    rc = rc ? rc : load_pictures(in, spec, e);
+    rc = rc ? rc : sample_make_pairs(in, spec, e);
+    rc = rc ? rc : sample_make_controls(in, spec, e);
+    return rc ? rc : load_noise(in, spec, e);
+}
+
+static void free_values(struct sample_inputs *in)
+{
+    for (int k = 0; k < PAIR_MAX_INPUT; k++) {
+        free(in->noise[k]);
+        free(in->mask[k]);
+        free(in->picture[k]);
+        in->noise[k] = in->mask[k] = in->picture[k] = NULL;
+        in->held[k] = false;
+    }
+    for (int i = 0; i < PIPELINE_MAX_CONTROL; i++) {
+        free(in->control[i].picture);
+        in->control[i].picture = NULL;
+    }
+    pair_free(&in->plan);
+}
+
 int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
 {
     int rc;
@@ -327,22 +355,18 @@ int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const 
     rc = rc ? rc : open_adapters(in, spec, e);
     rc = rc ? rc : sample_open_checkpoints(in, spec, e);
     rc = rc ? rc : sample_open_controls(in, spec, e);
-    rc = rc ? rc : fill_request(in, spec, e);
-    rc = rc ? rc : encode_prompts(in, spec, env, e);
-    rc = rc ? rc : load_pictures(in, spec, e);
-    rc = rc ? rc : sample_make_pairs(in, spec, e);
-    rc = rc ? rc : sample_make_controls(in, spec, e);
-    return rc ? rc : load_noise(in, spec, e);
+    return rc ? rc : set_values(in, spec, env, e);
+}
+
+int sample_inputs_again(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
+{
+    free_values(in);
+    return set_values(in, spec, env, e);
 }
 
 void sample_inputs_close(struct sample_inputs *in)
 {
-    for (int k = 0; k < PAIR_MAX_INPUT; k++) {
-        free(in->noise[k]);
-        free(in->mask[k]);
-        free(in->picture[k]);
-    }
-    pair_free(&in->plan);
+    free_values(in);
     sample_close_controls(in);
     for (int i = 0; i < JOINT_MAX_PAIR; i++)
         unicon_file_close(in->unicon[i]);

@@ -37,6 +37,7 @@ struct spec_key {
     double low, high;           /* SPEC_INT, SPEC_DOUBLE: both allowed */
     const char *choices;        /* SPEC_CHOICE: words between single spaces */
     char letter;                /* short option, or 0 */
+    bool always;                /* written to JSON wherever it was set: what stands for it if not hangs on other keys */
     const char *help;           /* one line, with the unit */
 };
 
@@ -91,8 +92,9 @@ int spec_choice(const struct spec *s, const char *key);             /* place amo
 int spec_count(const struct spec *s, const char *key);
 const char *spec_item(const struct spec *s, const char *key, int i);
 
-/* JSON: "kind", "version" and the keys whose values differ from the default, in the order of the table. Doubles come
- * back as they were; whole numbers above 2^63 - 1 are strings. *out is malloc'ed. */
+/* JSON: "kind", "version" and the keys whose values differ from the default (those that say `always`: that were set),
+ * in the order of the table. Doubles come back as they were; whole numbers above 2^63 - 1 are strings. *out is
+ * malloc'ed. */
 int spec_to_json(char **out, const struct spec *s, struct err *e);
 
 /* *out is new and to be freed; untouched on failure. Unknown keys, other types and values that spec_set would refuse

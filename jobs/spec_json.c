@@ -59,8 +59,8 @@ static bool is_standard(const struct spec *s, const struct spec_key *k)
     const struct spec_value *v = &s->value[k - s->kind->key];
     const struct spec bare = { .kind = s->kind };
 
-    if (!v->set)
-        return true;
+    if (!v->set || k->always)
+        return !v->set;
     if (!k->standard && (k->type == SPEC_INT || k->type == SPEC_DOUBLE))
         return false;                       /* there is none that it could be */
     switch (k->type) {

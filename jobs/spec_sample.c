@@ -27,6 +27,7 @@ static const struct spec_key sample_keys[] = {
     { .name = "x", .type = SPEC_PATH, .value = "IMAGE", .help = "picture to start from" },
     { .name = "x-mask", .type = SPEC_PATH, .value = "IMAGE", .help = "white is drawn anew, black is kept" },
     { .name = "x-noise", .type = SPEC_DOUBLE, .value = "A", .standard = "1", .high = 1,
+      .always = true,
       .help = "how much noise x starts with: 0 is the picture as it is, 1 noise alone; "
               "with --unicon 0 for a picture without a mask" },
     { .name = "x-sample", .type = SPEC_CHOICE, .standard = "sample", .choices = "sample mode",
@@ -88,10 +89,18 @@ static const struct spec_key sample_keys[] = {
     { .name = "noise-row", .type = SPEC_INT, .value = "N", .high = 99999,
       .help = "row of that file for a single picture, from 0; otherwise one for each" },
 
+    { .group = "Sweeps", .name = "sweep", .type = SPEC_STRING, .value = "TEXT",
+      .help = "options that go from corner to corner, a picture at each point on the way, as "
+              "'x-noise,y-noise=1,0:1,1:0,1'" },
+    { .name = "sweep-steps", .type = SPEC_INT, .value = "N", .standard = "9", .low = 2, .high = 1000,
+      .help = "points in all, the first and the last included" },
+
     { .group = "Output", .name = "out", .type = SPEC_PATH, .value = "PATH", .standard = "out.png", .letter = 'o',
       .help = "file to write: .png, .jpg or .tif; numbered where there are several" },
     { .name = "save-latents", .type = SPEC_PATH, .value = "FILE",
       .help = "also write the latents (safetensors, float32, NCHW, named x)" },
+    { .name = "sheet", .type = SPEC_PATH, .value = "FILE",
+      .help = "also write one picture of everything, what was given and what was made, with labels" },
 };
 
 const struct spec_kind spec_sample = { "sample", 1, sample_keys, LEN(sample_keys) };

@@ -146,7 +146,8 @@ static const struct { const char *arg[MAX_ARG]; const char *says; } wrong[] = {
     { { "--verbsoe" }, "no option --verbsoe; did you mean --verbose?" },
     { { "--q", "a" }, "--q could be --quiet, --quality" },
     { { "--quite-unknown" }, "no option --quite-unknown" },
-    { { "--s", "5" }, "--s could be --schedule, --steps, --sampler, --seed, --save-latents, --show-schedule" },
+    { { "--s", "5" }, "--s could be --schedule, --steps, --sampler, --seed, --sweep, --sweep-steps, --save-latents, "
+      "--sheet, --show-schedule" },
     { { "--x-", "5" }, "--x- could be --x-mask, --x-noise, --x-sample" },
     { { "--plan=on" }, "--plan takes no value" },
     { { "--help=1" }, "--help takes no value" },

@@ -34,6 +34,7 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "schedule", SPEC_STRING, NULL }, { "pair", SPEC_LIST, NULL }, { "joint-scale", SPEC_DOUBLE, "1" },
     { "cond-guidance", SPEC_LIST, NULL }, { "compat", SPEC_CHOICE, "none" },
     { "controlnet", SPEC_LIST, NULL }, { "control-range", SPEC_STRING, "0,1" },
+    { "sweep", SPEC_STRING, NULL }, { "sweep-steps", SPEC_INT, "9" }, { "sheet", SPEC_PATH, NULL },
 };
 
 static void test_tables(void)
@@ -289,6 +290,10 @@ static void test_writing(void)
         && !spec_set(&s, "prompt", "", &e) && spec_is_set(&s, "steps");
 
     tap_ok(ok && writes(&s, "{\"kind\":\"sample\",\"version\":1}"), "what is as it is by default is not written");
+    ok = !spec_set(&s, "x-noise", "1", &e);
+    tap_ok(ok && writes(&s, "{\"kind\":\"sample\",\"version\":1,\"x-noise\":1.0}"), "but x-noise is: with pairs its"
+           " default is another");
+    spec_unset(&s, "x-noise");
     ok = !spec_set(&s, "seed", "9223372036854775808", &e) && !spec_set(&s, "steps", "20", &e)
         && !spec_set(&s, "lora", "a:1", &e) && !spec_set(&s, "cfg", "0.1", &e) && !spec_set(&s, "base", "m", &e);
     tap_ok(ok && writes(&s, "{\"kind\":\"sample\",\"version\":1,\"base\":\"m\",\"lora\":[\"a:1\"],\"steps\":20,"

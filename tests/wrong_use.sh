@@ -166,7 +166,7 @@ ok 'a model without weights' wrong 1 "'half|diffusion_pytorch_model.safetensors|
 # ---- files ----
 inputs() {
     options | awk '$2 ~ /^(\[NAME=\])?(PATH|IMAGE|FILE|DIR|PATH\[:W\])$/ { print $1 }' |
-        grep -vxE -- '--(base|out|save-latents)'
+        grep -vxE -- '--(base|out|save-latents|sheet)'
 }
 has_inputs() {
     [ "$(inputs | grep -c .)" -ge 10 ]
@@ -387,7 +387,39 @@ ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.
         $control --y good.png --x good.png --x-noise 0
 }
 
+# ---- sweeps ----
+# shellcheck disable=SC2086
+{
+    ok '--sweep-steps without a sweep' wrong 2 '--sweep-steps|--sweep' $small --sweep-steps 3
+    for sweep in cfg cfg= =1:2 cfg=1 cfg=1:a cfg=1:101 cfg,eta=1:2 cfg=1,2:3 prompt=1:2 bogus=1:2 width=8:16 \
+        cfg,cfg=1,1:2,2; do
+        ok "--sweep $sweep" wrong 2 "--sweep '$sweep'" $small --sweep "$sweep"
+    done
+    ok 'a sweep of a checkpoint that is none' wrong 2 "--sweep, point 0 (id.y-noise 0)|--y-noise 'id=0'" \
+        $pair --y good.png --sweep id.y-noise=0:1
+    ok 'a sweep that ends with everything given' wrong 2 '--sweep, point 2 (x-noise 0, y-noise 0)|nothing is drawn' \
+        $pair --steps 3 --x good.png --y good.png --sweep x-noise,y-noise=1,0:0,0 --sweep-steps 3
+    ok 'a sweep to where a picture is missing' wrong 2 '--sweep, point 1 (y-noise 0.5)|y begins|no picture' \
+        $pair --steps 3 --sweep y-noise=1:0 --sweep-steps 3
+    ok 'a sweep of levels and a task' wrong 2 '--sweep, point 0 (x-noise 1)|--task|one of them' \
+        $pair --x good.png --task joint --sweep x-noise=1:0
+    ok 'a sweep of another sampler' wrong 2 '--sweep, point 1 (eta 1)|ddim|euler' \
+        $small --sampler euler --sweep eta=0:1 --sweep-steps 2
+}
+
 # ---- where results go ----
+for out in a.gif a dir/; do
+    ok "--sheet $out" wrong 2 "--sheet|'$out'|.png, .jpg or .tif" --base "$base" --sheet $out
+done
+# shellcheck disable=SC2086
+{
+    ok '--sheet in a directory that is not there' wrong 1 "--sheet 'no/a.png'|'no'|No such" $small --sheet no/a.png
+    ok '--sheet over the picture' wrong 2 "--sheet 'out.png'|a picture of the run" $small --sheet out.png
+    ok '--sheet over one of the pictures' wrong 2 "--sheet 'a-1.png'|a picture of the run" \
+        $small --count 2 -o a.png --sheet a-1.png
+    ok 'more pictures than a sheet has room for' wrong 2 '--sheet|rows of pictures|64 rows of 64' \
+        $small --count 5000 --sheet s.png
+}
 for out in a.gif a dir/ dir/a.png.txt; do
     ok "--out $out" wrong 2 "--out|'$out'|.png, .jpg or .tif" --base "$base" -o $out
 done
