@@ -14,11 +14,21 @@ enum { MAX_BATCH = 1024 };
 
 /* ---- points ---- */
 
-/* From here on this point's values. What is wrong with them is said with their names. */
+/* What goes wrong at a point of a sweep is said with its values, but for a base that cannot be opened at all. */
+static int at_point(const struct sample_job *j, int rc, struct err *e)
+{
+    char text[SWEEP_TEXT];
+
+    if (!rc || rc == E_CANCEL || !j->sweep.n_key || !j->in.base)
+        return rc;
+    sweep_text(text, &j->sweep, j->point);
+    return err_in(e, "--sweep, point %" PRId64 " (%s)", j->point, text);
+}
+
+/* From here on this point's values. */
 static int go_to(struct sample_job *j, int64_t point, struct err *e)
 {
     const struct job_env quiet = { .warn = NULL };
-    char text[SWEEP_TEXT];
     int rc;
 
     spec_free(&j->one);
@@ -28,10 +38,7 @@ static int go_to(struct sample_job *j, int64_t point, struct err *e)
         rc = sample_inputs_again(&j->in, &j->one, &quiet, e);       /* what there is to warn of has been said */
     else if (!rc)
         rc = sample_inputs_open(&j->in, &j->one, j->env, e);
-    if (!rc || !j->sweep.n_key)
-        return rc;
-    sweep_text(text, &j->sweep, point);
-    return err_in(e, "--sweep, point %" PRId64 " (%s)", point, text);
+    return at_point(j, rc, e);
 }
 
 /* ---- device, type, batch ---- */
@@ -145,7 +152,7 @@ static int plan_points(struct sample_job *j, struct err *e)
         struct pipeline_cost cost = { 0 };
 
         rc = j->sweep.n > 1 ? go_to(j, i, e) : OK;
-        rc = rc ? rc : choose_batch(j, &cost, e);
+        rc = rc ? rc : at_point(j, choose_batch(j, &cost, e), e);
         add_cost(&j->cost, &cost);
     }
     return rc;
@@ -302,7 +309,7 @@ static int run(struct sample_job *j, struct err *e)
     for (int64_t i = 0; i < j->sweep.n && !rc; i++) {
         rc = j->sweep.n > 1 ? go_to(j, i, e) : OK;
         j->in.request.batch = j->batch[i];
-        rc = rc ? rc : pipeline_run(&j->dev, j->type, &j->in.pipe, &j->in.request, &sink, NULL, e);
+        rc = rc ? rc : at_point(j, pipeline_run(&j->dev, j->type, &j->in.pipe, &j->in.request, &sink, NULL, e), e);
     }
     rc = rc || !j->latents ? rc : sample_save_latents(j, e);
     return rc || !j->sheet.sheet.image.px ? rc : sample_save_sheet(j, e);

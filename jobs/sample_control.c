@@ -87,7 +87,7 @@ static int load(struct sample_inputs *in, const struct spec *spec, struct sample
 {
     const int64_t n = in->request.height * in->request.width * 3;
     struct image fit = { 0 }, f32 = { 0 };
-    int rc = sample_load_picture(&fit, in, spec, "y", path, FILTER_LANCZOS, e);
+    int rc = sample_load_picture(&fit, NULL, in, spec, "y", path, FILTER_LANCZOS, e);
 
     rc = rc ? rc : image_convert(&f32, &fit, 3, PIXEL_F32, e);
     if (!rc && !(c->picture = malloc(sizeof *c->picture * (size_t)n)))

@@ -134,12 +134,16 @@ static int load(struct image *out, const struct spec *spec, const char *key, con
 }
 
 /* Resized so that it covers the size asked for, the middle kept. */
-int sample_load_picture(struct image *out, const struct sample_inputs *in, const struct spec *spec, const char *key,
-                        const char *path, enum filter f, struct err *e)
+int sample_load_picture(struct image *out, int64_t size[2], const struct sample_inputs *in, const struct spec *spec,
+                        const char *key, const char *path, enum filter f, struct err *e)
 {
     struct image m = { 0 }, rgb = { 0 };
     int rc = load(&m, spec, key, path, e);
 
+    if (size) {
+        size[0] = m.H;
+        size[1] = m.W;
+    }
     rc = rc ? rc : image_convert(&rgb, &m, 3, m.type, e);
     rc = rc ? rc : image_cover(out, &rgb, in->request.height, in->request.width, f, e);
     image_free(&rgb);
@@ -153,7 +157,7 @@ static int load_picture(struct sample_inputs *in, const struct spec *spec, const
 {
     const int64_t H = in->request.height, W = in->request.width;
     struct image fit = { 0 };
-    int rc = sample_load_picture(&fit, in, spec, key, path, FILTER_BILINEAR, e);
+    int rc = sample_load_picture(&fit, in->picture_size[k], in, spec, key, path, FILTER_BILINEAR, e);
 
     if (!rc && !(in->picture[k] = malloc(sizeof *in->picture[k] * (size_t)(H * W * 3))))
         rc = err_set(e, E_NOMEM, "out of memory for a picture of %" PRId64 " x %" PRId64, W, H);
@@ -172,6 +176,7 @@ static int load_mask(struct sample_inputs *in, const struct spec *spec, const ch
     struct image m = { 0 }, plain = { 0 }, fit = { 0 }, gray = { 0 };
     int rc = load(&m, spec, key, path, e);
 
+    rc = rc ? rc : sample_check_mask(in, key, path, k, m.H, m.W, e);
     rc = rc ? rc : image_convert(&plain, &m, m.C < 3 ? 1 : 3, m.type, e);
     rc = rc ? rc : image_cover(&fit, &plain, H, W, FILTER_LANCZOS, e);
     rc = rc ? rc : image_convert(&gray, &fit, 1, PIXEL_U8, e);
@@ -324,6 +329,7 @@ static int set_values(struct sample_inputs *in, const struct spec *spec, const s
     int rc = fill_request(in, spec, e);
 
     rc = rc ? rc : encode_prompts(in, spec, env, e);
+    rc = rc ? rc : sample_check_names(in, spec, e);
     rc = rc ? rc : load_pictures(in, spec, e);
     rc = rc ? rc : sample_make_pairs(in, spec, e);
     rc = rc ? rc : sample_make_controls(in, spec, e);

@@ -38,6 +38,7 @@ struct sample_inputs {
     struct pair_plan plan;
     bool held[PAIR_MAX_INPUT];          /* is given and stays as it is: nothing to show */
     int32_t prompt[PAIR_MAX_INPUT][PIPELINE_TOKENS], negative[PIPELINE_TOKENS];
+    int64_t picture_size[PAIR_MAX_INPUT][2];    /* of their files, (h,w) */
     float *picture[PAIR_MAX_INPUT], *mask[PAIR_MAX_INPUT], *noise[PAIR_MAX_INPUT];     /* malloc'ed or NULL */
 };
 
@@ -49,9 +50,10 @@ void sample_inputs_close(struct sample_inputs *in);
 
 /* "PATH:W" of option `key`: a number after the last colon is the weight, 1 without one. */
 int sample_split_weight(const char *key, const char *text, char *path, size_t size, double *weight, struct err *e);
-/* A picture that option `key` names: RGB, turned, covering the size of the request. The caller frees it. */
-int sample_load_picture(struct image *out, const struct sample_inputs *in, const struct spec *spec, const char *key,
-                        const char *path, enum filter f, struct err *e);
+/* A picture that option `key` names: RGB, turned, covering the size of the request. The caller frees it. size, unless
+ * NULL: (h,w) of the file. */
+int sample_load_picture(struct image *out, int64_t size[2], const struct sample_inputs *in, const struct spec *spec,
+                        const char *key, const char *path, enum filter f, struct err *e);
 
 /* What follows "NAME=" in "NAME=PATH", a name having no '/' in it; *n is its length, 0 where there is none. In
  * sample_pairs.c, as all below. */
@@ -73,5 +75,13 @@ int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct 
 int sample_open_controls(struct sample_inputs *in, const struct spec *spec, struct err *e);
 int sample_make_controls(struct sample_inputs *in, const struct spec *spec, struct err *e);
 void sample_close_controls(struct sample_inputs *in);
+
+/* In sample_check.c, what is easily got wrong. Checkpoint of input k: E_FORMAT if it was made for a base of other
+ * widths. Names before '=': E_ARG for one that no checkpoint has. A mask of h x w pixels for the picture of input k:
+ * E_ARG unless both have one shape, to a latent, or the mask is as large as what is drawn. */
+int sample_check_fit(const struct sample_inputs *in, int k, struct err *e);
+int sample_check_names(const struct sample_inputs *in, const struct spec *spec, struct err *e);
+int sample_check_mask(const struct sample_inputs *in, const char *key, const char *path, int k, int64_t h, int64_t w,
+                      struct err *e);
 
 #endif

@@ -55,6 +55,7 @@ int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, s
         for (int i = 1; i < k && !rc; i++)
             if (!strcmp(in->partner[i], own))
                 rc = err_set(e, E_ARG, "--unicon: two checkpoints are named '%s': say NAME=PATH for one", own);
+        rc = rc ? rc : sample_check_fit(in, k, e);
     }
     return rc;
 }
@@ -111,8 +112,10 @@ int sample_value_of(const char **value, const struct sample_inputs *in, const st
 
 static int no_picture(const struct sample_inputs *in, int k, struct err *e)
 {
-    return err_set(e, E_ARG, "%s begins with less noise than 1 and has no picture: say --%sIMAGE, or noise 1",
-                   in->name[k], !k ? "x " : in->n_unicon + in->n_control > 1 ? "y NAME=" : "y ");
+    const bool named = k && in->n_unicon + in->n_control > 1;
+
+    return err_set(e, E_ARG, "%s begins with less noise than 1 and has no picture: say --%s %s%sIMAGE, or noise 1",
+                   in->name[k], k ? "y" : "x", named ? in->partner[k] : "", named ? "=" : "");
 }
 
 /* A level by option; by default 0 for a picture that is given whole, else 1. */
@@ -204,7 +207,7 @@ static int set_weights(struct sample_inputs *in, const struct spec *spec, int k,
         return rc;
     if (two_numbers(text, &p->wx, &p->wy))
         return OK;
-    return err_set(e, E_ARG, "--pair '%.60s': want two numbers, WX,WY", text);
+    return err_set(e, E_ARG, "--pair '%.60s': want two numbers, WX,WY: how much x gets from y and y from x", text);
 }
 
 /* "C", "C:WX,WY": by how much away from what comes with these weights, 0,0 if it does not say; of pair `of`, or of

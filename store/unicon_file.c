@@ -196,7 +196,9 @@ static int missing_folder(const char *dir, int part, struct err *e)
     if (part == UNICON_XY && (is_there(dir, lora_name) || is_there(dir, "adapter_model.safetensors")))
         return err_set(e, E_FORMAT, "it is a plain LoRA, not a UniCon checkpoint: it has no folder '%s'",
                        unicon_folder[part]);
-    return err_set(e, E_FORMAT, "it has no folder '%s'", unicon_folder[part]);
+    return err_set(e, E_FORMAT, "it has no folder '%s'%s", unicon_folder[part], part == UNICON_Y
+                   ? ", which its configuration names" : "; a checkpoint has xy_lora, yx_lora and model.pth, and "
+                   "most have y_lora");
 }
 
 /* Several are one too many for the official code, unless one has the usual name. */
@@ -225,7 +227,8 @@ static int find_post(char out[UNICON_MAX_PATH], const char *dir, struct err *e)
     for (int i = 0; i < 2; i++)
         if (is_there(dir, name[i]))
             return join(out, dir, name[i], e);
-    return err_set(e, E_FORMAT, "it has neither %s nor %s", pth_name, safe_name);
+    return err_set(e, E_FORMAT, "it has neither %s nor %s, where the projections of joint attention are", pth_name,
+                   safe_name);
 }
 
 static int read_part(struct unicon_file *f, int part, const char *dir, struct err *e)
@@ -269,7 +272,8 @@ static int read_all(struct unicon_file *f, const char *path, const char *config,
     int rc = OK;
 
     if (stat(path, &st))
-        return err_set(e, E_IO, "%s", errno == ENOENT ? "there is no such directory" : strerror(errno));
+        return err_set(e, E_IO, "%s", errno == ENOENT ? "there is no such directory, and checkpoints are not "
+                       "downloaded" : strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
         rc = config ? err_set(e, E_ARG, "it is no directory, and there is a configuration already") : OK;
         rc = rc ? rc : read_config(&u, path, e);

@@ -17,7 +17,10 @@ mkdir "$work" "$work/dir" "$work/dir.png" "$work/shut" || exit 1
 depth=$tmp/depth
 id=$tmp/id
 edges=$tmp/edges
+wide=$tmp/wide
+cross=$tmp/cross
 "$tool" sd1 "$base" && "$tool" depth "$depth" && "$tool" id "$id" && "$tool" control "$edges" || exit 1
+"$tool" wide "$wide" && "$tool" cross "$cross" || exit 1
 small="--base $base --width 16 --height 16 --steps 1"
 
 state() {
@@ -103,7 +106,12 @@ mkdir lora
 cp "$depth/xy_lora/pytorch_lora_weights.safetensors" lora
 cp -r "$depth" part
 cp -r "$depth" bare
-rm -r part/yx_lora bare/model.pth
+cp -r "$depth" hollow
+cp -r "$depth" said
+rm -r part/yx_lora bare/model.pth hollow/xy_lora/* said/y_lora
+printf '<svg/>' >drawn.svg
+# shellcheck disable=SC2086
+"$sample" $small -q --width 24 -o wide.png >/dev/null || exit 1
 cp -r "$edges" other
 sed -i 's/"cross_attention_dim":64/"cross_attention_dim":1024/' other/config.json
 cp -r "$edges" pooled
@@ -268,7 +276,26 @@ end
     ok 'too many checkpoints' wrong 2 '--unicon|8 checkpoints|at most 7' $two $two $two $two
     ok 'a checkpoint twice' wrong 2 "--unicon|'depth'|NAME=PATH" $pair --unicon "$depth"
     ok 'a name twice' wrong 2 "--unicon|'id'|NAME=PATH" $small --unicon "id=$depth" --unicon "$id"
-    ok 'a picture of no checkpoint' wrong 1 "--y|'id=good.png'|No such file" $pair --y id=good.png
+    ok 'a picture of no checkpoint' wrong 2 "--y 'id=good.png'|no checkpoint 'id'|'depth' (y)" $pair --y id=good.png
+    ok 'a mask of no checkpoint' wrong 2 "--y-mask 'id=good.png'|no checkpoint 'id'|'depth' (y)" \
+        $pair --y good.png --y-mask id=good.png
+    ok 'a level of no checkpoint' wrong 2 "--y-noise 'id=1'|no checkpoint 'id'|'depth' (y)" $pair --y-noise id=1
+    ok 'weights of no checkpoint' wrong 2 "--pair 'id=1,1'|no checkpoint 'id'|'depth' (y)" $pair --pair id=1,1
+    ok 'guidance of no checkpoint' wrong 2 "--cond-guidance 'id=1'|no checkpoint 'id'|'depth' (y)" \
+        $pair --cond-guidance id=1
+    ok 'a checkpoint of a wider base' wrong 1 "--unicon '$wide'|64 channels where this one has 32|trained on" \
+        $small --unicon "$wide"
+    ok 'a checkpoint of a base with a wider text' wrong 1 "--unicon '$cross'|128 numbers a token|64|trained on" \
+        $small --unicon "$cross"
+    ok 'a checkpoint with an empty folder' wrong 1 "--unicon|'hollow'|folder 'xy_lora' has no .safetensors" \
+        $small --unicon hollow
+    ok 'a checkpoint without what it names' wrong 1 "--unicon|'said'|no folder 'y_lora'|configuration names" \
+        $small --unicon said
+    ok 'a mask of another shape' wrong 2 "--y-mask 'good.png'|16 x 16|24 x 16|another shape" \
+        $pair --width 24 --height 32 --y wide.png --y-mask good.png
+    ok "x's mask of another shape" wrong 2 "--x-mask 'wide.png'|24 x 16|16 x 16|another shape" \
+        $small --height 32 --x good.png --x-mask wide.png
+    ok 'a picture of a kind that is not read' wrong 1 "--y|'drawn.svg'|no PNG, JPEG or TIFF" $pair --y drawn.svg
     ok '--y twice' wrong 2 "--y is given twice|'depth'" $pair --y good.png --y good.png
     ok '--y twice, by two names' wrong 2 "--y is given twice|'depth'" $two --y y=good.png --y depth=good.png
     for name in --y --y-mask --y-noise --pair; do
@@ -277,7 +304,7 @@ end
         [ $name != --pair ] || value=1,1
         ok "two checkpoints and $name without a name" wrong 2 "$name '$value'|of which|NAME=|'depth'|'id'" \
             $two $name $value
-        ok "two checkpoints and $name of a third" wrong 2 "$name 'y3=$value'|of which|NAME=|'depth'|'id'" \
+        ok "two checkpoints and $name of a third" wrong 2 "$name 'y3=$value'|no checkpoint 'y3'|'depth' (y)|'id' (y2)" \
             $two $name y3=$value
     done
     for level in 2 -0.1 abc nan 0.5x; do
@@ -285,7 +312,7 @@ end
     done
     ok '--y-noise of nothing' wrong 2 "--y-noise ''" $pair --y good.png --y-noise ''
     ok 'a little noise on no y' wrong 2 'y begins|no picture|--y IMAGE' $pair --steps 5 --y-noise 0.5
-    ok 'a little noise on no y2' wrong 2 'y2 begins|no picture|--y NAME=IMAGE' $two --steps 5 --y-noise id=0.5
+    ok 'a little noise on no y2' wrong 2 'y2 begins|no picture|--y id=IMAGE' $two --steps 5 --y-noise id=0.5
     ok 'a little noise on no x' wrong 2 '--x-noise|--x IMAGE' $pair --x-noise 0.5
     ok 'a task without its picture' wrong 2 'y begins|no picture|--y IMAGE' $pair --task y2x
     ok 'a schedule without its picture' wrong 2 'x begins|no picture|--x IMAGE' $pair --steps 5 \
@@ -326,7 +353,7 @@ ok_schedule '[(0,1),(0,1)' 'segment 1|want'
 ok_schedule '' 'segment 1|no level'
 # '|' parts words above, so what begins at 0.4 after 0.5 is told apart here
 # shellcheck disable=SC2086
-ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.4|ends at 0.5" \
+ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.4|ends at 0.5|begin where" \
     $pair --schedule 'x=1:0.5 y=1:0|x=0.4:0 y=0'
 
 # ---- ControlNets ----
@@ -395,7 +422,7 @@ ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.
         cfg,cfg=1,1:2,2; do
         ok "--sweep $sweep" wrong 2 "--sweep '$sweep'" $small --sweep "$sweep"
     done
-    ok 'a sweep of a checkpoint that is none' wrong 2 "--sweep, point 0 (id.y-noise 0)|--y-noise 'id=0'" \
+    ok 'a sweep of a checkpoint that is none' wrong 2 "--sweep, point 0 (id.y-noise 0)|no checkpoint 'id'" \
         $pair --y good.png --sweep id.y-noise=0:1
     ok 'a sweep that ends with everything given' wrong 2 '--sweep, point 2 (x-noise 0, y-noise 0)|nothing is drawn' \
         $pair --steps 3 --x good.png --y good.png --sweep x-noise,y-noise=1,0:0,0 --sweep-steps 3

@@ -272,7 +272,8 @@ static int check_level(const struct schedule_text *s, int i, int k, int N, int f
         return wrong_level(s, i, k, e, "from %.10g to %.10g noise %s", from, to,
                            s->list ? "rises (1 is clean)" : "rises; it can only fall");
     if (official ? step_at(s, before, N) != step_at(s, from, N) : before != from)
-        return wrong_level(s, i, k, e, "begins at %.10g, but segment %d ends at %.10g: a gap", from, i, before);
+        return wrong_level(s, i, k, e, "begins at %.10g, but segment %d ends at %.10g: a gap; "
+                           "begin where the last one ended", from, i, before);
     if (!official && i == s->n_segment - 1 && to != clean_level(s))
         return wrong_level(s, i, k, e, "ends at %.10g and would stay noisy: the last segment has to end at %g", to,
                            clean_level(s));
