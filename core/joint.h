@@ -60,8 +60,9 @@ struct joint_place {
     struct weight *out;
 };
 
-/* In l->mem; l->weights is not looked at. With l->keep_raw for training, else for sampling. place[n]: the UNet's blocks, cross: the text's width. E_FORMAT names what is
- * missing, has another size ("made for another UNet") or fits nowhere. */
+/* In l->mem; l->weights is not looked at. With l->keep_raw for training, else for sampling. place[n]: the UNet's
+ * blocks, cross: the text's width. E_FORMAT names what is missing, has another size ("made for another UNet") or
+ * fits nowhere. */
 int joint_new(struct joint **out, const struct joint_place *place, int n, int64_t cross, const struct joint_weights *w,
               const struct layers *l, struct err *e);
 

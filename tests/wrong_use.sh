@@ -381,8 +381,8 @@ ok 'a schedule with a gap' wrong 2 "--schedule|segment 2, input 'x'|begins at 0.
         $control --controlnet "b=$edges" --y edges=good.png
     ok 'a pair and a ControlNet without its picture' wrong 2 "'edges' has no picture|--y edges=IMAGE" \
         $both --y depth=good.png
-    ok 'a picture of no ControlNet' wrong 1 "--y|'b=good.png'|No such file" $control --y b=good.png
-    ok 'a picture of neither' wrong 2 "--y 'b=good.png'|of which|'depth'|'edges'" $both --y b=good.png
+    ok 'a picture of no ControlNet' wrong 2 "--y 'b=good.png'|no checkpoint 'b'|'edges'" $control --y b=good.png
+    ok 'a picture of neither' wrong 2 "--y 'b=good.png'|no checkpoint 'b'|'depth' (y), 'edges'" $both --y b=good.png
     ok 'a picture without a name beside a pair' wrong 2 "--y 'good.png'|of which|'depth'|'edges'" $both --y good.png
     ok "a ControlNet's picture twice" wrong 2 "--y is given twice|'edges'" $control --y good.png --y edges=good.png
     ok 'five ControlNets' wrong 2 '--controlnet|5 of them|at most 4' $control --controlnet a --controlnet b \

@@ -49,8 +49,9 @@ struct pipeline_pair {
     const struct joint_weights *checkpoint;
 };
 
-/* Condition guidance (paper, appendix C): eps += scale (eps - eps with these weights of the pairs), of the prompt that is
- * meant alone. All weights 0: the inputs by themselves; one pair's 0: away from what comes without that condition. */
+/* Condition guidance (paper, appendix C): eps += scale (eps - eps with these weights of the pairs), of the prompt that
+ * is meant alone. All weights 0: the inputs by themselves; one pair's 0: away from what comes without that
+ * condition. */
 enum { PIPELINE_MAX_CONTRAST = 8 };
 struct pipeline_contrast {
     float scale, wx[JOINT_MAX_PAIR], wy[JOINT_MAX_PAIR];

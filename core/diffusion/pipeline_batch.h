@@ -24,6 +24,12 @@ static inline const struct kern *batch_kern(const struct batch *b) { return b->r
 static inline struct kctx *batch_ctx(const struct batch *b) { return &b->r->dev->ctx; }
 static inline int64_t batch_each(const struct batch *b) { return b->r->h * b->r->w * b->r->C; }
 
+/* Numbers of input k in x, which is like z. */
+static inline float *batch_at(const struct batch *b, struct tensor *x, int64_t k)
+{
+    return (float *)x->data + k * b->n * batch_each(b);
+}
+
 /* (rows,h,w,C) f32 on the tape */
 static inline struct tensor *batch_latents(struct batch *b, int64_t rows, struct err *e)
 {

@@ -34,6 +34,7 @@ static int draw(struct batch *b, enum rng_purpose purpose, uint32_t step, int k,
 static int draw_all(struct batch *b, enum rng_purpose purpose, uint32_t step, struct tensor *x, struct err *e)
 {
     const struct tape_mark m = tape_mark(b->t);
+    const int64_t n = batch_each(b);
     struct tensor *all;
     int rc = OK;
 
@@ -44,8 +45,8 @@ static int draw_all(struct batch *b, enum rng_purpose purpose, uint32_t step, st
     for (int64_t i = 0; i < b->n && !rc; i++) {
         rc = draw_rows(b, i, purpose, step, 0, all, e);
         if (!rc)                                    /* row k to row k n + i */
-            rc = op_run(e, "noise", batch_kern(b)->copy_rows(batch_ctx(b), (float *)x->data + i * batch_each(b), b->n * batch_each(b),
-                                                       all->data, batch_each(b), F32, b->K, batch_each(b), false));
+            rc = op_run(e, "noise", batch_kern(b)->copy_rows(batch_ctx(b), (float *)x->data + i * n, b->n * n,
+                                                             all->data, n, F32, b->K, n, false));
     }
     tape_release(b->t, m);
     return rc;
@@ -151,8 +152,8 @@ static int mix(struct batch *b, int k, int i, struct tensor *to, struct err *e)
 
     sampler_mix(&b->r->sampler, i, &keep, &add);
     return op_run(e, "noise",
-                  batch_kern(b)->axpby(batch_ctx(b), to->data, (float)keep, (float *)b->x0->data + k * b->n * batch_each(b), (float)add,
-                                 (float *)b->start->data + k * b->n * batch_each(b), F32, b->n * batch_each(b)));
+                  batch_kern(b)->axpby(batch_ctx(b), to->data, (float)keep, batch_at(b, b->x0, k), (float)add,
+                                 batch_at(b, b->start, k), F32, b->n * batch_each(b)));
 }
 
 /* Pure noise for a walk from the first step, the noised picture for one from the middle, the picture for none. */
@@ -168,7 +169,7 @@ static int begin_latents(struct batch *b, int k, struct err *e)
         return mix(b, k, from == PAIR_HELD ? r->sampler.n_step : from, z, e);
     return op_run(e, "noise",
                   batch_kern(b)->axpby(batch_ctx(b), z->data, (float)r->sampler.init_scale,
-                                 (float *)b->start->data + k * b->n * batch_each(b), 0, NULL, F32, b->n * batch_each(b)));
+                                 batch_at(b, b->start, k), 0, NULL, F32, b->n * batch_each(b)));
 }
 
 /* ---- a row of the schedule ---- */
@@ -187,8 +188,8 @@ static int put_back(struct batch *b, const struct pair_row *row, int k, struct e
     for (int64_t i = 0; i < b->n && !rc; i++) {
         float *z = (float *)b->z->data + (k * b->n + i) * n;
 
-        rc = op_run(e, "mask", batch_kern(b)->lerp_mask(batch_ctx(b), z, b->mask[k]->data, z, (float *)known->data + i * n, F32,
-                                                  HW, r->C));
+        rc = op_run(e, "mask", batch_kern(b)->lerp_mask(batch_ctx(b), z, b->mask[k]->data, z,
+                                                        (float *)known->data + i * n, F32, HW, r->C));
     }
     tape_release(b->t, m);
     return rc;

@@ -68,8 +68,8 @@ static struct tensor *self_rows(struct tape *t, struct transformer *a, const str
 }
 
 /* What every input takes from the base, once for all rows; nothing where training wants each product by itself. */
-static int share(struct tape *t, struct transformer *a, const struct joint_run *r, struct tensor *n, struct shared *base,
-                 struct err *e)
+static int share(struct tape *t, struct transformer *a, const struct joint_run *r, struct tensor *n,
+                 struct shared *base, struct err *e)
 {
     *base = (struct shared){ NULL, NULL, NULL };
     for (int i = 0; r && i < r->n_pair; i++)
@@ -117,7 +117,8 @@ static struct tensor *ask_text(struct tape *t, struct transformer *a, const stru
 {
     const int n = text->n_group / transformer_inputs(r);
     const int64_t rows = n ? q->dim[0] / n : 0, one[] = { 1, rows * q->dim[1], q->dim[2] };
-    struct tensor *key = text->k[a->block], *v = text->v[a->block], *o = NULL, *part_q, *part_o[UNET_MAX_GROUP] = { NULL };
+    struct tensor *key = text->k[a->block], *v = text->v[a->block], *o = NULL, *part_q;
+    struct tensor *part_o[UNET_MAX_GROUP] = { NULL };
 
     if (!n)
         return (key = transformer_rows(t, key, r, k, e)) && (v = transformer_rows(t, v, r, k, e))
@@ -146,7 +147,8 @@ static struct tensor *text_rows(struct tape *t, struct transformer *a, const str
     const struct tape_mark m = tape_mark(t);
     struct tensor *q, *o;
 
-    if (!(q = project(t, NULL, n, &a->attn2.to_q, r, k, a->block, 2, JOINT_Q, e)) || !(o = ask_text(t, a, r, k, q, text, e)))
+    if (!(q = project(t, NULL, n, &a->attn2.to_q, r, k, a->block, 2, JOINT_Q, e))
+        || !(o = ask_text(t, a, r, k, q, text, e)))
         return NULL;
     h = project_out(t, o, &a->attn2.to_out, r, k, a->block, 2, h, e);
     tape_release(t, m);
@@ -217,8 +219,8 @@ static struct tensor *feed_forward(struct tape *t, struct transformer *a, struct
 }
 
 /* y = x + proj_out(h), behind the gated layer. */
-static struct tensor *finish(struct tape *t, struct transformer *a, struct tensor *x, struct tensor *h, struct tensor *y,
-                             struct err *e)
+static struct tensor *finish(struct tape *t, struct transformer *a, struct tensor *x, struct tensor *h,
+                             struct tensor *y, struct err *e)
 {
     const struct op_epilogue add = { .residual = x };
     const struct tape_mark m = tape_mark(t);

@@ -27,8 +27,8 @@ struct tensor *transformer_forward(struct tape *t, struct transformer *a, struct
 int transformer_text(struct tape *t, struct transformer *a, struct tensor *text, const struct joint_run *run,
                      struct tensor **k, struct tensor **v, struct err *e);
 
-/* Between transformer.c and transformer_pair.c. Products of the normed tokens of all rows with the base's weights, which
- * self-attention and the joint attention of every pair share; all NULL: each does its own. */
+/* Between transformer.c and transformer_pair.c. Products of the normed tokens of all rows with the base's weights,
+ * which self-attention and the joint attention of every pair share; all NULL: each does its own. */
 struct shared {
     struct tensor *q, *k, *v;                       /* (B,T,C) */
 };
@@ -45,7 +45,8 @@ static inline struct tensor *transformer_rows(struct tape *t, struct tensor *x, 
 }
 
 /* Will nobody read what this block makes of input k? With gradients everything is done. */
-static inline bool transformer_skips(const struct tape *t, const struct transformer *a, const struct joint_run *r, int k)
+static inline bool transformer_skips(const struct tape *t, const struct transformer *a, const struct joint_run *r,
+                                     int k)
 {
     return a->last && r && r->unread[k] && !t->recording;
 }

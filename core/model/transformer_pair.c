@@ -1,9 +1,9 @@
-/* core/model/transformer_pair.c: the joint attention of a pair, beside self-attention (UniCon, Eq. 4 and 5); see the head
- * of transformer.c.
+/* core/model/transformer_pair.c: the joint attention of a pair, beside self-attention (UniCon, Eq. 4 and 5); see the
+ * head of transformer.c.
  *
- * For sampling the base's products are shared: of x and y there are q, k, v already, from self-attention, and an adapter
- * adds its low-rank term; the output projection and the one behind it are one product (core/joint_fold.c). Where the
- * adapters are trained everything is computed by itself. Both agree but for rounding. */
+ * For sampling the base's products are shared: of x and y there are q, k, v already, from self-attention, and an
+ * adapter adds its low-rank term; the output projection and the one behind it are one product (core/joint_fold.c).
+ * Where the adapters are trained everything is computed by itself. Both agree but for rounding. */
 #include "core/model/transformer.h"
 
 enum { X, Y };

@@ -136,7 +136,8 @@ static struct tensor *add_rows(struct tape *t, struct tensor *x, int64_t first, 
     part[1] = own ? op_add(t, own, y, e) : NULL;
     if (!part[1] || !t->recording)
         return part[1] ? x : NULL;
-    if ((first && !(part[0] = op_rows(t, x, 0, first, e))) || (after && !(part[2] = op_rows(t, x, first + n, after, e))))
+    if ((first && !(part[0] = op_rows(t, x, 0, first, e)))
+        || (after && !(part[2] = op_rows(t, x, first + n, after, e))))
         return NULL;
     all = part[0] ? op_join_rows(t, part[0], part[1], e) : part[1];
     return all && part[2] ? op_join_rows(t, all, part[2], e) : all;
@@ -213,7 +214,7 @@ struct tensor *unet_forward(struct tape *t, struct unet *u, struct tensor *x, st
     struct tape_mark m;
 
     if (unet_check(&u->half, x, time, text, p.call, e)
-        || !(y = tape_new(t, x->type, 4, (int64_t[]){ x->dim[0], x->dim[1], x->dim[2], u->half.config.out_channels }, e)))
+        || !(y = tape_new(t, x->type, 4, (int64_t[]){ x->dim[0], x->dim[1], x->dim[2], u->conv_out.Co }, e)))
         return NULL;
     m = tape_mark(t);
     if (!(h = unet_encode(&p, x, time, NULL, e)) || !(h = take_added(&p, h, p.call->added, e))

@@ -148,7 +148,8 @@ static struct tensor *like_but(struct tape *t, const struct tensor *x, int64_t C
 }
 
 /* x (B,H,W,Ci) -> y (B,H,W,Co); He et al. 2016 as latent diffusion has it. */
-static struct tensor *resnet(struct unet_pass *p, struct unet_resnet *r, struct tensor *x, struct tensor *y, struct err *e)
+static struct tensor *resnet(struct unet_pass *p, struct unet_resnet *r, struct tensor *x, struct tensor *y,
+                             struct err *e)
 {
     const int64_t G = p->u->config.norm_num_groups;
     const struct op_shortcut shortcut = { &r->conv_shortcut, x, NULL };

@@ -1,5 +1,5 @@
-/* core/model/unet_encoder.h: the half of a UNet that goes down: time, conv_in, stages, the middle. The UNet goes up from
- * there, a ControlNet tells what it found. Private to those two; names are those of the checkpoint. */
+/* core/model/unet_encoder.h: the half of a UNet that goes down: time, conv_in, stages, the middle. The UNet goes up
+ * from there, a ControlNet tells what it found. Private to those two; names are those of the checkpoint. */
 #ifndef UNICON_CORE_MODEL_UNET_ENCODER_H
 #define UNICON_CORE_MODEL_UNET_ENCODER_H
 

@@ -160,7 +160,8 @@ static int open_step(struct step *s, struct device *d, int64_t side)
     n = unet_places(s->unet, place);
     if (!w->xy.n && !make_adapters(w, place, n))
         return err_set(&w->e, E_NOMEM, "no memory for adapters");
-    s->pairs = (struct joint_run){ .n_input = s->n_input, .n_pair = s->n_pair, .scale = 1, .unread = { [1] = s->held } };
+    s->pairs = (struct joint_run){ .n_input = s->n_input, .n_pair = s->n_pair, .scale = 1,
+                                   .unread = { [1] = s->held } };
     for (int i = 0; i < s->n_pair && !rc; i++) {
         const struct joint_weights jw = { &w->xy, &w->yx, i ? NULL : &w->y, i ? &w->conv : &w->fuse,
                                           i ? JOINT_CONV : JOINT_CONV_FUSE, 1 };
