@@ -36,6 +36,7 @@ static int make_grid(struct sample_sheet *s, const struct sample_inputs *in, con
         s->place[k] = drawn ? s->n_drawn++ : -1;
         given += (in->picture[k] != NULL) + (in->mask[k] != NULL);
     }
+    given += in->n_control;
     s->first = given > 0;
     columns = given > columns ? given : columns;
     rows = s->first + bands * (s->swept ? s->count : 1) * s->n_drawn;
@@ -127,6 +128,8 @@ static int add_caption(struct sample_sheet *s, const struct sample_inputs *in, c
                           last_part(spec_text(spec, "base")));
     for (int k = 1; k <= in->n_unicon; k++)
         n += (size_t)snprintf(text + n, MAX_CAPTION - n, "%s%s", k > 1 ? ", " : " + ", in->partner[k]);
+    for (int i = 0; i < in->n_control; i++)
+        n += (size_t)snprintf(text + n, MAX_CAPTION - n, " + ControlNet %s", in->control[i].name);
     if (task || how)
         n += (size_t)snprintf(text + n, MAX_CAPTION - n, "; %s", task ? task : how);
     n += (size_t)snprintf(text + n, MAX_CAPTION - n, "; %s", spec_text(spec, "sampler"));
@@ -173,6 +176,15 @@ static int add_given(struct sample_sheet *s, const struct sample_inputs *in, str
         }
         image_free(&mask);
     }
+    for (int i = 0; i < in->n_control && !rc; i++) {
+        const struct image seen = { .H = in->request.height, .W = in->request.width, .C = 3, .type = PIXEL_F32,
+                                    .px = in->control[i].picture };
+        struct image cell = { 0 };
+
+        rc = image_convert(&cell, &seen, 3, PIXEL_U8, e);
+        rc = rc ? rc : sheet_put(&s->sheet, 0, column++, &cell, e);
+        image_free(&cell);
+    }
     return rc;
 }
 
@@ -190,6 +202,8 @@ static int label_given(struct sample_sheet *s, const struct sample_inputs *in, s
         if (!rc && in->picture[k])
             rc = image_from_signed(&s->given[k], in->picture[k], in->request.height, in->request.width, 3, PIXEL_U8, e);
     }
+    for (int i = 0; i < in->n_control && !rc; i++)
+        rc = sheet_label(&s->sheet, 0, column++, e, "%s", in->control[i].name);
     return rc;
 }
 
