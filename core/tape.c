@@ -58,7 +58,7 @@ void tape_reset(struct tape *t)
 {
     t->last = NULL;
     t->into = t->result = NULL;
-    t->forgetting = false;
+    t->forgetting = t->keeping = false;
     t->owed = NULL;
     arena_release(&t->mem->meta, 0);
     arena_release(&t->mem->step, 0);
@@ -113,7 +113,7 @@ void tape_release(struct tape *t, struct tape_mark m)
 {
     const bool noted = t->last && (char *)t->last >= t->mem->meta.base + m.meta;
 
-    if (!noted && (!t->recording || t->forgetting))
+    if (!noted && !t->keeping && (!t->recording || t->forgetting))
         release(t, m);
 }
 

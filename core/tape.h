@@ -54,6 +54,8 @@ struct tape {
     struct tensor *into;    /* the next op's result, see tape_into */
     struct tensor *result;  /* in a segment's forward run: where its result goes, see tape_segment */
     bool forgetting;        /* in a segment's forward run: same arithmetic as recording, nothing noted */
+    bool keeping;           /* tape_release does nothing: for a segment of code whose results lie above its marks where
+                             * it records */
     struct tape_owed *owed; /* gradients on their way to leaves that keep them in another type */
 };
 

@@ -1,5 +1,6 @@
 /* tests/t_joint.c: joint attention of a pair in the UNet, on tiny weights, against what the published code computes
- * (tests/reference/unicon.py): forward in float32 and bfloat16, gradients of the latents, one checkpoint and two. */
+ * (tests/reference/unicon.py): forward in float32 and bfloat16, gradients of the latents, one checkpoint and two;
+ * the same gradients where layers are done again on the way back. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -135,9 +136,11 @@ static double off(struct bench *b, const struct tensor *got, const struct golden
     return sqrt(d / s);
 }
 
-static struct tensor *denoise(struct bench *b, const char *given, const struct joint_run *r, struct tensor *x)
+/* What it is asked for lies on the stack, as callers have it: nothing may point there when gradients are found. */
+static struct tensor *denoise(struct bench *b, const char *given, const struct joint_run *r, struct tensor *x,
+                              bool segments)
 {
-    const struct unet_call call = { .pairs = r };
+    const struct unet_call call = { .pairs = r, .segments = segments };
     struct unet_text text;
     struct tensor *time = input(b, want(given, "t"), r->n_input, F32);
     struct tensor *words = input(b, want(given, "text"), r->n_input, b->l.type);
@@ -150,25 +153,50 @@ static const struct { const char *ending; float wx, wy; bool off; } variant[] = 
     { "", 1, 1, false }, { "_off", 1, 1, true }, { "_uneven", 0.5f, 2, false },
 };
 
-/* Of the latents, by either way. */
-static void check_gradient(struct bench *b, const char *name, const char *full, struct joint_run r, bool apart)
+/* dx of variant `full`, from what the forward pass left, *kept bytes. */
+static double gradient(struct bench *b, const char *name, const char *full, const struct joint_run *r, struct tensor *x,
+                       bool segments, float *dx, size_t *kept)
 {
-    struct tensor *x = input(b, want(name, "x"), r.n_input, F32), *y;
-    struct tensor *dy = input(b, want(full, "dy"), r.n_input, F32);
-    double error;
+    double error = INFINITY;
+    struct tensor *y, *dy;
 
-    for (int p = 0; p < r.n_pair; p++)
-        r.pair[p].joint->apart = apart;
     tape_watch(x, NULL);
     b->t.recording = true;
-    y = denoise(b, name, &r, x);
-    error = y && !tape_backward(&b->t, y, dy, &b->e) ? off(b, x->grad, want(full, "dx"), r.n_input) : INFINITY;
-    tap_ok(error <= gradient_f32, "%s: gradient of the latents%s: %.1e of %.0e %s", full,
-           apart ? ", product by product" : "", error, gradient_f32, b->e.text);
+    y = denoise(b, name, r, x, segments);
+    *kept = arena_mark(&b->tape_mem.step);
+    dy = input(b, want(full, "dy"), r->n_input, F32);
+    if (y && !tape_backward(&b->t, y, dy, &b->e)) {
+        error = off(b, x->grad, want(full, "dx"), r->n_input);
+        memcpy(dx, x->grad->data, tensor_bytes(x));
+    }
     b->t.recording = false;
     tape_reset(&b->t);
+    return error;
+}
+
+/* Of the latents, by either way, in segments and without. */
+static void check_gradients(struct bench *b, const char *name, const char *full, struct joint_run r, bool apart)
+{
+    struct tensor *x = input(b, want(name, "x"), r.n_input, F32);
+    const size_t bytes = tensor_bytes(x);
+    float *dx[2] = { malloc(bytes), malloc(bytes) };
+    size_t kept[2];
+    double error;
+
+    if (!dx[0] || !dx[1])
+        die("out of memory");
+    for (int p = 0; p < r.n_pair; p++)
+        r.pair[p].joint->apart = apart;
+    error = gradient(b, name, full, &r, x, false, dx[0], &kept[0]);
+    tap_ok(error <= gradient_f32, "%s: gradient of the latents%s: %.1e of %.0e %s", full,
+           apart ? ", product by product" : "", error, gradient_f32, b->e.text);
+    error = gradient(b, name, full, &r, x, true, dx[1], &kept[1]);
+    tap_ok(error <= gradient_f32 && !memcmp(dx[0], dx[1], bytes) && 2 * kept[1] < kept[0],
+           "%s: in segments the same, bit for bit, and %zu bytes are kept of %zu", full, kept[1], kept[0]);
     for (int p = 0; p < r.n_pair; p++)
         r.pair[p].joint->apart = false;
+    free(dx[0]);
+    free(dx[1]);
 }
 
 static void check(struct bench *b, const char *name, struct joint_run r, const float *weights, bool gradients)
@@ -185,7 +213,7 @@ static void check(struct bench *b, const char *name, struct joint_run r, const f
             r.pair[p].wx = i == 2 ? variant[i].wx : weights ? weights[2 * p] : 1;
             r.pair[p].wy = i == 2 ? variant[i].wy : weights ? weights[2 * p + 1] : 1;
         }
-        y = denoise(b, name, &r, x);
+        y = denoise(b, name, &r, x, false);
         error = off(b, y, want(full, "y"), r.n_input);
         most = f32 ? forward_f32 : want(full, "noise")->f[2] * 0x1p-8 * 1.5;    /* their bfloat16, and half as much */
         tap_ok(error <= most, "%s, %s: %.1e of %.0e", full, dtype_name(b->l.type), error, most);
@@ -193,7 +221,7 @@ static void check(struct bench *b, const char *name, struct joint_run r, const f
         if (!gradients || !f32)
             continue;
         for (int apart = 0; apart < 2; apart++)
-            check_gradient(b, name, full, r, apart);
+            check_gradients(b, name, full, r, apart);
     }
 }
 
@@ -234,11 +262,11 @@ static void check_ways(struct bench *b, const char *name, struct joint_run r, co
         r.pair[p].wx = weights[2 * p];
         r.pair[p].wy = weights[2 * p + 1];
     }
-    shared = copy_of(denoise(b, name, &r, x));
+    shared = copy_of(denoise(b, name, &r, x, false));
     tape_reset(&b->t);
     for (int p = 0; p < r.n_pair; p++)
         r.pair[p].joint->apart = true;
-    y = denoise(b, name, &r, x);
+    y = denoise(b, name, &r, x, false);
     error = off(b, y, want(name, "y"), r.n_input);
     one_by_one = copy_of(y);
     tape_reset(&b->t);
@@ -251,7 +279,7 @@ static void check_ways(struct bench *b, const char *name, struct joint_run r, co
     for (int k = 0; k < r.n_input; k++) {
         memset(r.unread, 0, sizeof r.unread);
         r.unread[k] = true;
-        read = copy_of(denoise(b, name, &r, x));
+        read = copy_of(denoise(b, name, &r, x, false));
         tape_reset(&b->t);
         for (int i = 0; i < r.n_input; i++)
             same &= i == k || !memcmp(read + i * each, shared + i * each, (size_t)each * sizeof *read);
@@ -319,12 +347,73 @@ static void test_refusals(void)
     end(&b);
 }
 
+/* ---- SD1.5 at 512 x 512 on the null device ---- */
+
+struct size {
+    size_t kept, step, grads, model;
+};
+
+/* Four rows, x and y with both prompts: what the forward pass keeps and what the whole takes. */
+static int full_size(struct size *out, bool segments, struct err *e)
+{
+    const struct tape_caps caps = { (size_t)1 << 28, (size_t)1 << 38, (size_t)1 << 38, (size_t)1 << 38 };
+    const struct joint_weights w = { .kind = JOINT_CONV_FUSE, .scale = 1 };
+    const struct unet_config c = unet_config_sd15();
+    struct joint_run pairs = { .n_input = 2, .n_pair = 1, .pair = { { 0, 1, 1, 1, NULL } }, .scale = 1 };
+    const struct unet_call call = { .pairs = &pairs, .segments = segments };
+    struct joint_place place[UNET_MAX_BLOCK];
+    struct tape_memory tape = { 0 };
+    struct model_memory mem = { 0 };
+    struct unet_text text = { 0 };
+    struct tensor *x = NULL, *y = NULL, *t4, *words;
+    struct device dev;
+    struct layers l;
+    struct unet *u;
+    struct tape t;
+    int rc = device_open(&dev, "null", 1, e);
+
+    rc = rc ? rc : model_memory_init(&mem, &dev, 0, e);
+    rc = rc ? rc : tape_memory_init(&tape, &dev, &caps, e);
+    tape_init(&t, &dev, &tape);
+    layers_init(&l, &dev, BF16, &mem, NULL);
+    rc = rc ? rc : unet_new(&u, &c, &l, e);
+    rc = rc ? rc : joint_new(&pairs.pair[0].joint, place, unet_places(u, place), c.cross_attention_dim, &w, &l, e);
+    if (!rc && (x = tape_new(&t, BF16, 4, (int64_t[]){ 4, 64, 64, 4 }, e))
+        && (t4 = tape_new(&t, F32, 1, (int64_t[]){ 4 }, e))
+        && (words = tape_new(&t, BF16, 3, (int64_t[]){ 4, 77, c.cross_attention_dim }, e))
+        && !unet_text(&t, u, words, &pairs, &text, e)) {
+        tape_watch(x, NULL);
+        t.recording = true;
+        y = unet_forward(&t, u, x, t4, &text, &call, e);
+        out->kept = arena_mark(&tape.step);
+        rc = y ? tape_backward(&t, y, NULL, e) : e->code;
+    }
+    *out = (struct size){ out->kept, arena_high(&tape.step), arena_high(&tape.grad_arena), arena_high(&mem.model) };
+    tape_memory_free(&tape);
+    model_memory_free(&mem);
+    device_close(&dev);
+    return rc;
+}
+
+static void test_full_size(void)
+{
+    struct size whole = { 0 }, parts = { 0 };
+    struct err e = { 0 };
+    const bool ok = !full_size(&whole, false, &e) && !full_size(&parts, true, &e);
+
+    tap_ok(ok && 5 * parts.step < whole.step && parts.model == whole.model,
+           "SD1.5, a pair at 512 x 512 in bf16: layers keep %zu MiB of %zu and take %zu of %zu, gradients %zu, packed "
+           "weights %zu %s", parts.kept >> 20, whole.kept >> 20, parts.step >> 20, whole.step >> 20, parts.grads >> 20,
+           parts.model >> 20, e.text);
+}
+
 int main(void)
 {
     golden = golden_open("tests/reference/unicon.safetensors");
     test_type(F32);
     test_type(BF16);
     test_refusals();
+    test_full_size();
     golden_close(golden);
     return tap_done();
 }

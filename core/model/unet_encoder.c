@@ -177,15 +177,16 @@ static struct tensor *transformer(struct unet_pass *p, struct transformer *a, st
     return transformer_forward(p->t, a, x, y, p->text, p->call->pairs, e);
 }
 
-/* Layer i of a stage over x, or over x joined with a skip: a resnet and, where the stage attends, a transformer. Only
- * the result stays. */
-struct tensor *unet_layer(struct unet_pass *p, struct unet_stage *s, int i, struct tensor *x, struct tensor *skip,
-                          struct err *e)
+/* Only the result stays, in y, which is new if it is NULL. */
+static struct tensor *layer(struct unet_pass *p, struct unet_stage *s, int i, struct tensor *x, struct tensor *skip,
+                            struct tensor *y, struct err *e)
 {
     struct tape *t = p->t;
-    struct tensor *y = like_but(t, x, s->resnet[i].conv2.Co, e), *h;
-    const struct tape_mark m = tape_mark(t);
+    struct tape_mark m;
+    struct tensor *h;
 
+    y = y ? y : like_but(t, x, s->resnet[i].conv2.Co, e);
+    m = tape_mark(t);
     if (!y || (skip && !(x = op_join(t, x, skip, e))) || !(h = s->attends ? tape_like(t, y, e) : y)
         || !(h = resnet(p, &s->resnet[i], x, h, e)) || (s->attends && !transformer(p, &s->attention[i], h, y, e)))
         return NULL;
@@ -193,17 +194,90 @@ struct tensor *unet_layer(struct unet_pass *p, struct unet_stage *s, int i, stru
     return y;
 }
 
-static struct tensor *middle(struct unet_pass *p, struct tensor *x, struct err *e)
+static struct tensor *middle_layers(struct unet_pass *p, struct tensor *x, struct tensor *y, struct err *e)
 {
     struct tape *t = p->t;
-    struct tensor *y = tape_like(t, x, e), *h, *a;
-    const struct tape_mark m = tape_mark(t);
+    struct tensor *h, *a;
+    struct tape_mark m;
 
+    y = y ? y : tape_like(t, x, e);
+    m = tape_mark(t);
     if (!y || !(h = tape_like(t, x, e)) || !(a = tape_like(t, x, e)) || !(h = resnet(p, &p->u->mid[0], x, h, e))
         || !(a = transformer(p, &p->u->mid_attention, h, a, e)) || !(y = resnet(p, &p->u->mid[1], a, y, e)))
         return NULL;
     tape_release(t, m);
     return y;
+}
+
+/* ---- segments: layers that are done again on the way back ---- */
+
+/* What a layer needs then, when the pass that asked for it is long gone. stage NULL: the middle. */
+struct again {
+    struct unet_pass pass;
+    struct unet_call call;
+    struct joint_run pairs;
+    struct unet_text text;
+    struct unet_stage *stage;
+    int i, block;                                   /* block -1: no transformer */
+};
+
+enum { IN_X, IN_EMB, IN_K, IN_V, IN_SKIP, N_IN };
+
+static struct tensor *do_layer(struct tape *t, void *ctx, struct tensor **in, int n_in, struct err *e)
+{
+    const struct again *a = ctx;
+    const bool keeping = t->keeping;
+    struct unet_text text = a->text;
+    struct unet_pass p = a->pass;
+    struct tensor *y;
+
+    p.t = t;
+    p.emb = in[IN_EMB];
+    p.text = &text;
+    if (a->block >= 0) {
+        text.k[a->block] = in[IN_K];
+        text.v[a->block] = in[IN_V];
+    }
+    t->keeping = true;                              /* transformers put results above their marks where they record */
+    y = a->stage ? layer(&p, a->stage, a->i, in[IN_X], n_in > IN_SKIP ? in[IN_SKIP] : NULL, t->result, e)
+        : middle_layers(&p, in[IN_X], t->result, e);
+    t->keeping = keeping;
+    return y;
+}
+
+static struct tensor *segment(struct unet_pass *p, struct unet_stage *s, int i, struct tensor *x, struct tensor *skip,
+                              struct err *e)
+{
+    const struct transformer *own = !s ? &p->u->mid_attention : s->attends ? &s->attention[i] : NULL;
+    const int64_t C = s ? s->resnet[i].conv2.Co : x->dim[3];
+    struct tensor like = { .type = x->type, .n_dim = 4, .dim = { x->dim[0], x->dim[1], x->dim[2], C } };
+    struct tensor *in[N_IN] = { x, p->emb, p->text->k[own ? own->block : 0], p->text->v[own ? own->block : 0], skip };
+    struct again *a = tape_save(p->t, sizeof *a, e);
+
+    if (!a)
+        return NULL;
+    *a = (struct again){ .pass = *p, .call = *p->call, .text = *p->text, .stage = s, .i = i,
+                         .block = own ? own->block : -1 };
+    if (p->call->pairs) {
+        a->pairs = *p->call->pairs;
+        a->call.pairs = &a->pairs;
+    }
+    a->pass.call = &a->call;
+    return tape_segment(p->t, do_layer, a, in, skip ? N_IN : N_IN - 1, &like, e);
+}
+
+static bool in_segments(const struct unet_pass *p) { return p->call->segments && p->t->recording; }
+
+/* Layer i of a stage over x, or over x joined with a skip: a resnet and, where the stage attends, a transformer. */
+struct tensor *unet_layer(struct unet_pass *p, struct unet_stage *s, int i, struct tensor *x, struct tensor *skip,
+                          struct err *e)
+{
+    return in_segments(p) ? segment(p, s, i, x, skip, e) : layer(p, s, i, x, skip, NULL, e);
+}
+
+static struct tensor *middle(struct unet_pass *p, struct tensor *x, struct err *e)
+{
+    return in_segments(p) ? segment(p, NULL, 0, x, NULL, e) : middle_layers(p, x, NULL, e);
 }
 
 static struct tensor *way_down(struct unet_pass *p, struct tensor *x, struct err *e)
