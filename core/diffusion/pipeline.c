@@ -20,7 +20,7 @@ int pipeline_start(double A, int N) { return A > 0 ? (int)((1 - A) * (N - 1)) : 
 static size_t stage_bytes(const struct stage *s)
 {
     return arena_high(&s->mem.meta) + arena_high(&s->mem.model) + arena_high(&s->mem.stage) + arena_high(&s->tape.meta)
-        + tape_peak_bytes(&s->tape);
+        + tape_peak_bytes(&s->tape) + arena_high(&s->noted.meta) + tape_peak_bytes(&s->noted);
 }
 
 /* What has been counted since the last time belongs to `kind`; all that is in use now may be its peak. */
@@ -68,6 +68,7 @@ static void stage_close(struct run *r, enum pipeline_stage kind)
     if (!s->open)
         return;
     account(r, kind);
+    tape_memory_free(&s->noted);
     tape_memory_free(&s->tape);
     model_memory_free(&s->mem);
     s->open = false;
@@ -286,6 +287,25 @@ static int all_batches(struct run *r, struct err *e)
     return rc;
 }
 
+static int check_guidance(const struct pipeline_request *q, struct err *e)
+{
+    const struct pipeline_guidance *g = &q->guidance;
+
+    for (int k = 0; k < PAIR_MAX_INPUT; k++) {
+        const bool held = k < q->n_input && (q->plan ? q->plan->start[k] == PAIR_HELD : q->x_noise <= 0);
+
+        if (!g->on[k])
+            continue;
+        if (k >= q->n_input || !q->input[k].picture || held)
+            return err_set(e, E_ARG, "guidance of input %d, which %s", k, k >= q->n_input ? "is not there"
+                           : held ? "is held" : "has no picture to aim at");
+        if (g->opt < 0 || g->opt >= N_GUIDE_OPT || g->steps < 1 || !(g->lr >= 0) || !(g->decay >= 0))
+            return err_set(e, E_ARG, "guidance with optimizer %d, %d steps of %g, decay %g", (int)g->opt, g->steps,
+                           g->lr, g->decay);
+    }
+    return OK;
+}
+
 static int check(const struct pipeline_base *b, const struct pipeline_request *q, struct err *e)
 {
     const int64_t f = vae_factor(b->vae);
@@ -304,6 +324,8 @@ static int check(const struct pipeline_base *b, const struct pipeline_request *q
         || (q->plan && q->plan->n_input != q->n_input))
         return err_set(e, E_ARG, "%" PRId64 " images of %d inputs in batches of %" PRId64 " cannot be", q->count,
                        q->n_input, q->batch);
+    if (check_guidance(q, e))
+        return e->code;
     for (int k = 0; k < q->n_input; k++) {
         const struct pipeline_input *in = &q->input[k];
         const bool whole = q->plan ? q->plan->start[k] == 0 : q->x_noise >= 1;
@@ -335,6 +357,39 @@ static int make_plan(struct run *r, struct err *e)
     return OK;
 }
 
+/* Rounding must not move a bound such as 0.57 of 100 rows. */
+bool pipeline_guides(const struct pipeline_guidance *g, const struct pair_plan *p, int i)
+{
+    const double place = i + 1e-9 * p->n_row;
+    bool on = false, marked = false;
+
+    for (int k = 0; k < PAIR_MAX_INPUT; k++)
+        on |= g->on[k];
+    for (int j = 0; j < p->n_row && on; j++)
+        marked |= p->row[j].guide;
+    return on && g->from * p->n_row <= place && place < g->to * p->n_row && (!marked || p->row[i].guide);
+}
+
+/* Which rows guidance acts in. If it never does, that is a mistake. */
+static int find_guided(struct run *r, struct err *e)
+{
+    const struct pipeline_guidance *g = &r->q->guidance;
+    const int n = r->plan->n_row;
+    bool on = false;
+
+    r->guides = arena_push_zero(&r->keep_meta, (size_t)(n ? n : 1) * sizeof *r->guides, e);
+    if (!r->guides)
+        return e->code;
+    for (int k = 0; k < PAIR_MAX_INPUT; k++)
+        on |= g->on[k];
+    for (int i = 0; i < n && on; i++) {
+        r->guides[i] = pipeline_guides(g, r->plan, i);
+        r->any_guided |= r->guides[i];
+    }
+    return !on || !n || r->any_guided ? OK : err_set(e, E_ARG, "guidance from %g to %g of %d rows: none that would be "
+                                                     "guided lies there", g->from, g->to, n);
+}
+
 int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,
                  const struct pipeline_request *q, const struct pipeline_sink *sink, struct pipeline_cost *cost,
                  struct err *e)
@@ -353,6 +408,7 @@ int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base
     rc = rc ? rc : arena_init(&r.keep, "kept", dev->place, (size_t)1 << 36, e);
     rc = rc ? rc : arena_init(&r.keep_meta, "kept meta", ARENA_HOST, (size_t)1 << 26, e);
     rc = rc ? rc : make_plan(&r, e);
+    rc = rc ? rc : find_guided(&r, e);
     rc = rc ? rc : encode_text(&r, e);
     rc = rc ? rc : encode_pictures(&r, e);
     rc = rc ? rc : all_batches(&r, e);

@@ -66,6 +66,19 @@ struct pipeline_control {
     float weight;
 };
 
+/* Gradient guidance (paper, Eq. 7): before a row's step the latents z of all inputs that are not held move against the
+ * gradient of sum over k with on[k] of || (1 - mask_k) (x0_k(z) - picture_k) ||^2, x0_k being what the model makes of z
+ * with both guidances; no mask: the whole picture. The step is taken in latents of unit variance, z times
+ * sampler_input_scale, so that lr means the same for all samplers. */
+enum guide_opt { GUIDE_ADAMW, GUIDE_SGD, GUIDE_FIXED, N_GUIDE_OPT };
+struct pipeline_guidance {
+    bool on[PAIR_MAX_INPUT];                /* none: no guidance */
+    enum guide_opt opt;                     /* sgd: momentum 0.9; fixed: lr is the weight of the gradient */
+    double lr, decay;                       /* decay: AdamW's, of weights */
+    int steps;                              /* of the optimizer in a row; what it remembers ends with the row */
+    double from, to;                        /* of S rows those with from S <= i < to S */
+};
+
 struct pipeline_request {
     struct pipeline_input input[PAIR_MAX_INPUT];
     int n_input;
@@ -79,6 +92,7 @@ struct pipeline_request {
     struct pipeline_control control[PIPELINE_MAX_CONTROL];
     int n_control;
     double control_from, control_to;        /* fractions of x's steps in which they act: 0 and 1 for all */
+    struct pipeline_guidance guidance;      /* in rows marked `guide`; in all rows if the plan marks none */
     bool official;                          /* random numbers and masks as the published code has them */
     int clip_skip;
     int64_t width, height;                  /* pixels, multiples of 8 */
@@ -114,6 +128,9 @@ const char *pipeline_stage_name(enum pipeline_stage s);
 
 /* The step at which an input of noise A begins: int((1 - A)(N - 1)); N, which is no step, for A = 0. */
 int pipeline_start(double A, int N);
+
+/* Is row i of the plan one in which this guidance acts? */
+bool pipeline_guides(const struct pipeline_guidance *g, const struct pair_plan *p, int i);
 
 /* type: storage of the UNet and the VAE. E_CANCEL if the progress said so. cost may be NULL. */
 int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,

@@ -18,6 +18,7 @@ struct batch {
     struct tensor *fresh;           /* a step's noise of one input, (n,h,w,C) */
     struct tensor *mask[PAIR_MAX_INPUT];        /* (h,w) f32, or NULL */
     struct sampler_state state[PAIR_MAX_INPUT];
+    struct guide *guide;            /* what gradient guidance needs, or NULL: pipeline_guide.c */
 };
 
 static inline const struct kern *batch_kern(const struct batch *b) { return b->r->dev->kern; }
@@ -52,5 +53,10 @@ int batch_eps(struct batch *b, const struct pair_row *row, struct tensor *z, con
  * first_half on; *out is for unet_call. In pipeline_control.c. */
 int pipeline_control_add(struct batch *b, struct tensor *in, struct tensor *time, int64_t first, int first_half,
                          int halves, struct unet_added *out, struct err *e);
+
+/* Gradient guidance, in pipeline_guide.c. guide_begin: after the masks; makes room if any row is guided. guide_row:
+ * z, before row i takes its step; nothing in rows that are not guided. */
+int guide_begin(struct batch *b, struct err *e);
+int guide_row(struct batch *b, int i, struct err *e);
 
 #endif

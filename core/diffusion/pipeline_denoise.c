@@ -208,12 +208,14 @@ static int step_input(struct batch *b, const struct pair_row *row, int k, struct
     return rc ? rc : sampler_step(r->dev, &r->sampler, &b->state[k], i, z, eps, draws ? b->fresh : NULL, e);
 }
 
-static int step(struct batch *b, const struct pair_row *row, struct err *e)
+static int step(struct batch *b, int i, struct err *e)
 {
+    const struct pair_row *row = &b->r->plan->row[i];
     const struct tape_mark m = tape_mark(b->t);
     struct tensor *eps[PAIR_MAX_INPUT];
-    int rc = batch_eps(b, row, b->z, row->walks, eps, e);
+    int rc = guide_row(b, i, e);
 
+    rc = rc ? rc : batch_eps(b, row, b->z, row->walks, eps, e);
     for (int k = 0; k < b->K && !rc; k++)
         if (row->walks[k])
             rc = step_input(b, row, k, eps[k], e);
@@ -225,25 +227,27 @@ static int step(struct batch *b, const struct pair_row *row, struct err *e)
 }
 
 /* Rows of a kind cost the same, but for the first of them, which may still make room. */
-static bool same_kind(const struct pair_plan *p, const struct pair_row *a, const struct pair_row *b)
+static bool same_kind(const struct run *r, int i, int j)
 {
+    const struct pair_plan *p = r->plan;
+    const struct pair_row *a = &p->row[i], *b = &p->row[j];
+
     for (int k = 0; k < p->n_input; k++)
         if (a->walks[k] != b->walks[k] || (a->step[k] == PAIR_HELD) != (b->step[k] == PAIR_HELD))
             return false;
-    return a->free == b->free;
+    return a->free == b->free && r->guides[i] == r->guides[j]
+        && pipeline_control_acts(r, a) == pipeline_control_acts(r, b);
 }
 
 /* A dry run does two rows of each kind; others cost what the second did. True if row i need not be done. */
 static bool cost_again(struct batch *b, struct kcount *cost, int i)
 {
-    const struct pair_plan *p = b->r->plan;
     int like = 0, last = 0;
 
     if (batch_kern(b)->computes)
         return false;
     for (int j = 0; j < i && like < 2; j++)
-        if (same_kind(p, &p->row[j], &p->row[i])
-            && pipeline_control_acts(b->r, &p->row[j]) == pipeline_control_acts(b->r, &p->row[i])) {
+        if (same_kind(b->r, j, i)) {
             like++;
             last = j;
         }
@@ -271,7 +275,7 @@ static int walk(struct batch *b, struct err *e)
         if (rc || i == n)
             return rc;
         if (!cost_again(b, cost, i)) {
-            rc = step(b, &r->plan->row[i], e);
+            rc = step(b, i, e);
             cost[i].flops = r->dev->count.flops - had.flops;
             cost[i].calls = r->dev->count.calls - had.calls;
         }
@@ -307,6 +311,7 @@ struct tensor *pipeline_denoise(struct run *r, int64_t first, int64_t n, struct 
     rc = rc ? rc : picture_latents(&b, e);
     rc = rc ? rc : start_noise(&b, e);
     rc = rc ? rc : take_masks(&b, e);
+    rc = rc ? rc : guide_begin(&b, e);
     for (int k = 0; k < b.K && !rc; k++)
         rc = begin_latents(&b, k, e);
     if (!rc && r->plan->n_row)

@@ -9,6 +9,8 @@ struct stage {
     struct model_memory mem;
     struct tape_memory tape;
     struct tape t;
+    struct tape_memory noted;       /* what the second tape records for gradients; none until it is needed */
+    struct tape recorder;
     struct layers l;
     bool open;
 };
@@ -34,6 +36,7 @@ struct run {
     struct arena keep, keep_meta;   /* what goes from stage to stage */
     struct pair_plan own;           /* where the request brings none */
     const struct pair_plan *plan;
+    bool *guides, any_guided;       /* by row: gradient guidance acts in it */
     struct tensor *words;           /* input by input: the negative prompt's rows, the prompt's */
     struct tensor *moments[PAIR_MAX_INPUT];
     struct joint *joint[JOINT_MAX_PAIR];    /* of the pairs */
