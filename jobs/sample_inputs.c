@@ -332,6 +332,7 @@ static int set_values(struct sample_inputs *in, const struct spec *spec, const s
     rc = rc ? rc : sample_check_names(in, spec, e);
     rc = rc ? rc : load_pictures(in, spec, e);
     rc = rc ? rc : sample_make_pairs(in, spec, e);
+    rc = rc ? rc : sample_make_guidance(in, spec, e);
     rc = rc ? rc : sample_make_controls(in, spec, e);
     return rc ? rc : load_noise(in, spec, e);
 }

@@ -70,6 +70,8 @@ int sample_value_of(const char **value, const struct sample_inputs *in, const st
 int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, struct err *e);
 /* Pairs, weights and the schedule; pictures are there already. */
 int sample_make_pairs(struct sample_inputs *in, const struct spec *spec, struct err *e);
+/* Gradient guidance, after those; in sample_guide.c. */
+int sample_make_guidance(struct sample_inputs *in, const struct spec *spec, struct err *e);
 
 /* ControlNets, in sample_control.c: the files; when all else is there, their pictures and when they act. */
 int sample_open_controls(struct sample_inputs *in, const struct spec *spec, struct err *e);

@@ -156,9 +156,6 @@ static int make_plan(struct sample_inputs *in, const struct spec *spec, int n_st
         return rc;
     if (task || schedule) {
         rc = pair_parse(&in->plan, task ? pair_task(task) : schedule, name, n, n_step, flags, e);
-        for (int i = 0; !rc && i < in->plan.n_row; i++)
-            if (in->plan.row[i].guide)
-                rc = err_set(e, E_ARG, "gradient guidance is not there yet: leave out guide");
         return rc ? err_in(e, task ? "--task %.40s" : "--schedule '%.40s'", task ? task : schedule) : OK;
     }
     return pair_from_levels(&in->plan, level, n, n_step, flags, e);

@@ -32,7 +32,9 @@ static const struct { const char *name; enum spec_type type; const char *standar
     { "unicon", SPEC_LIST, NULL }, { "y", SPEC_LIST, NULL }, { "y-mask", SPEC_LIST, NULL },
     { "y-noise", SPEC_LIST, NULL }, { "y-prompt", SPEC_STRING, "" }, { "task", SPEC_CHOICE, NULL },
     { "schedule", SPEC_STRING, NULL }, { "pair", SPEC_LIST, NULL }, { "joint-scale", SPEC_DOUBLE, "1" },
-    { "cond-guidance", SPEC_LIST, NULL }, { "compat", SPEC_CHOICE, "none" },
+    { "cond-guidance", SPEC_LIST, NULL }, { "guide", SPEC_LIST, NULL },
+    { "guide-opt", SPEC_CHOICE, "adamw" }, { "guide-lr", SPEC_DOUBLE, "0.02" }, { "guide-steps", SPEC_INT, "1" },
+    { "guide-range", SPEC_STRING, "0,1" }, { "guide-decay", SPEC_DOUBLE, "0" }, { "compat", SPEC_CHOICE, "none" },
     { "controlnet", SPEC_LIST, NULL }, { "control-range", SPEC_STRING, "0,1" },
     { "sweep", SPEC_STRING, NULL }, { "sweep-steps", SPEC_INT, "9" }, { "sheet", SPEC_PATH, NULL },
 };

@@ -104,6 +104,11 @@ mkdir half/unet
 cp "$base/unet/config.json" half/unet
 mkdir lora
 cp "$depth/xy_lora/pytorch_lora_weights.safetensors" lora
+# a white picture of one pixel
+{
+    printf '\211PNG\15\12\32\12\0\0\0\15IHDR\0\0\0\1\0\0\0\1\10\0\0\0\0:~\233U\0\0\0'
+    printf '\15IDATx\1\1\2\0\375\377\0\377\1\1\1\0`\207\22\265\0\0\0\0IEND\256B`\202'
+} >white.png
 cp -r "$depth" part
 cp -r "$depth" bare
 cp -r "$depth" hollow
@@ -147,7 +152,7 @@ flag_value() {
 ok 'each flag with a value' flag_value
 for given in abc '' -1 1e9 nan 0x10 99999999999999999999 5x ' 5'; do
     # shellcheck disable=SC2086
-    ok "each number as '$given'" each_wrong 'N A E S C BYTES' "'$given'|want a" $small
+    ok "each number as '$given'" each_wrong 'N A E S C R BYTES' "'$given'|want a" $small
 done
 given=nonsense
 ok 'each choice as nonsense' each_wrong WORD "'nonsense'| or " --base "$base"
@@ -333,6 +338,40 @@ end
     ok '--pair of nothing' wrong 2 "--pair ''" $pair --pair ''
     ok 'pndm' wrong 2 '--sampler pndm|pairs' $pair --sampler pndm
 }
+
+# ---- guidance ----
+# shellcheck disable=SC2086
+{
+    half="$pair --y good.png --y-mask good.png"
+    ok 'guidance of nobody' wrong 2 "--guide 'z'|no input of that name|'x', 'y' (depth)" $half --guide z
+    ok 'guidance of y alone' wrong 2 "--guide 'y'|there is 'x'" $small --guide y
+    ok 'guidance without a picture' wrong 2 '--guide y|no picture|--y IMAGE' $pair --guide y
+    ok 'guidance of the picture of another' wrong 2 '--guide id|y2 has no picture|--y NAME=IMAGE' \
+        $two --y depth=good.png --guide id
+    ok 'guidance of what is held' wrong 2 '--guide y|y has no noise|a mask' $pair --y good.png --guide y
+    ok 'guidance of an x without noise' wrong 2 '--guide x|x has no noise' $small --x good.png --x-noise 0 --guide x
+    ok 'guidance to nothing' wrong 2 '--guide y|mask of y is white everywhere' \
+        $pair --y good.png --y-mask white.png --guide y
+    ok 'a schedule that guides nobody' wrong 2 '--schedule says guide|a picture and a mask' \
+        $pair --schedule 'x=1:0 y=1:0 guide'
+    ok 'a list that guides nobody' wrong 2 '--schedule says guide|a picture and a mask' $pair --y good.png \
+        --y-mask white.png --schedule '[(0,1),(0,1),1]'
+    for range in '' 0 0,1,2 1,0 0.5,0.5 -1,1 0,2 a,b nan,1 ' 0,1x'; do
+        ok "--guide-range '$range'" wrong 2 "--guide-range '$range'|A,B" $half --guide y --guide-range "$range"
+    done
+    ok 'guidance in no row' wrong 2 '--guide-range 0.7,1|none of the 3 rows' \
+        $half --steps 3 --guide y --guide-range 0.7,1 --schedule 'x=1:0.4 y=1:0.4 guide | x=0.4:0 y=0.4:0'
+    ok 'guidance of x in no row' wrong 2 '0.3 to 0.6|1 rows' \
+        $small --x good.png --x-mask good.png --guide x --guide-range 0.3,0.6
+    ok 'decay of another optimizer' wrong 2 '--guide-decay|adamw|sgd' $half --guide y --guide-opt sgd --guide-decay 0.1
+}
+how_to_guide() {
+    for how in opt=sgd lr=1 steps=2 range=0,0.5 decay=0.1; do
+        # shellcheck disable=SC2086
+        wrong 2 "--guide-${how%=*}|say what is guided|--guide x" $small --guide-$how || return 1
+    done
+}
+ok 'how to guide, but not whom' how_to_guide
 ok_schedule() {                             # ok_schedule TEXT WORDS: of x and y, wrongly
     # shellcheck disable=SC2086
     ok "--schedule '$1'" wrong 2 "--schedule '$1'|$2" $pair --schedule "$1"
@@ -345,7 +384,6 @@ ok_schedule 'x=1:0 y=1:0 x=0' "segment 1|'x' has two levels"
 ok_schedule 'x=1:0.5 y=1:0' "segment 1, input 'x'|stay noisy"
 ok_schedule 'x=1:a y=1:0' "segment 1|numbers from 0 to 1"
 ok_schedule 'x=1:0 y=1:0 slow' "segment 1|'slow'|guide, free"
-ok_schedule 'x=1:0 y=1:0 guide' 'gradient guidance is not there yet'
 ok 'a mask of a held x' wrong 2 '--x-mask|x has no noise|does nothing' $pair --x good.png --x-mask good.png --task x2y
 ok 'a mask of an x without noise' wrong 2 '--x-mask|does nothing' $small --x good.png --x-mask good.png --x-noise 0
 ok_schedule '[(1,0),(0,1),0]' "segment 1, input 'x'|rises"
