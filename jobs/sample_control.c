@@ -100,23 +100,15 @@ static int load(struct sample_inputs *in, const struct spec *spec, struct sample
     return rc;
 }
 
-/* "A,B" */
 static int set_range(struct sample_inputs *in, const struct spec *spec, struct err *e)
 {
-    struct pipeline_request *q = &in->request;
     const char *text = spec_text(spec, "control-range");
-    char *end;
+    double *from = &in->request.control_from, *to = &in->request.control_to;
 
-    q->control_from = strtod(text, &end);
-    if (end == text || *end != ',')
-        goto bad;
-    text = end + 1;
-    q->control_to = strtod(text, &end);
-    if (end != text && !*end && q->control_from >= 0 && q->control_from < q->control_to && q->control_to <= 1)
-        return OK;
-bad:
-    return err_set(e, E_ARG, "--control-range '%.60s': want two numbers from 0 to 1, the smaller one first, as 0,0.5",
-                   spec_text(spec, "control-range"));
+    if (!sample_two_numbers(text, from, to) || !(*from >= 0 && *from < *to && *to <= 1))
+        return err_set(e, E_ARG, "--control-range '%.60s': want two numbers from 0 to 1, the smaller one first, as "
+                       "0,0.5", text);
+    return OK;
 }
 
 int sample_make_controls(struct sample_inputs *in, const struct spec *spec, struct err *e)

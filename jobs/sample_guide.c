@@ -73,12 +73,7 @@ static int guide_marked(struct sample_inputs *in, struct err *e)
 
 static int read_range(const char *text, double *from, double *to, struct err *e)
 {
-    char *end, *last = NULL;
-
-    *from = strtod(text, &end);
-    if (end != text && *end == ',')
-        *to = strtod(end + 1, &last);
-    if (!last || last == end + 1 || *last || !(*from >= 0 && *from < *to && *to <= 1))
+    if (!sample_two_numbers(text, from, to) || !(*from >= 0 && *from < *to && *to <= 1))
         return err_set(e, E_ARG, "--guide-range '%.60s': want A,B with 0 <= A < B <= 1, parts of the rows", text);
     return OK;
 }

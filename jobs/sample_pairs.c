@@ -62,6 +62,18 @@ int sample_open_checkpoints(struct sample_inputs *in, const struct spec *spec, s
 
 /* ---- values by name ---- */
 
+bool sample_two_numbers(const char *text, double *a, double *b)
+{
+    char *end;
+
+    *a = strtod(text, &end);
+    if (end == text || *end != ',')
+        return false;
+    text = end + 1;
+    *b = strtod(text, &end);
+    return end != text && !*end && isfinite(*a) && isfinite(*b);
+}
+
 static bool names(const struct sample_inputs *in, const char *text, size_t n, int k)
 {
     const char *own = sample_name_of(in, k);
@@ -180,44 +192,36 @@ static int check_starts(struct sample_inputs *in, struct err *e)
                               "--x-noise 1 or --task y2x") : OK;
 }
 
-/* "WX,WY"; false if it is something else. */
-static bool two_numbers(const char *text, float *a, float *b)
-{
-    char *end;
-
-    *a = strtof(text, &end);
-    if (end == text || *end != ',')
-        return false;
-    text = end + 1;
-    *b = strtof(text, &end);
-    return end != text && !*end && isfinite(*a) && isfinite(*b);
-}
-
 static int set_weights(struct sample_inputs *in, const struct spec *spec, int k, struct err *e)
 {
     struct pipeline_pair *p = &in->request.pair[k - 1];
     const char *text;
     const int rc = sample_value_of(&text, in, spec, "pair", k, e);
+    double wx, wy;
 
     *p = (struct pipeline_pair){ 0, k, 1, 1, &in->unicon[k - 1]->weights };
     if (rc || !text)
         return rc;
-    if (two_numbers(text, &p->wx, &p->wy))
+    if (sample_two_numbers(text, &wx, &wy)) {
+        p->wx = (float)wx;
+        p->wy = (float)wy;
         return OK;
+    }
     return err_set(e, E_ARG, "--pair '%.60s': want two numbers, WX,WY: how much x gets from y and y from x", text);
 }
 
-/* "C", "C:WX,WY": by how much away from what comes with these weights, 0,0 if it does not say; of pair `of`, or of
- * all (-1). */
-static int add_contrast(struct sample_inputs *in, const char *text, int of, struct err *e)
+/* "[NAME=]C", "[NAME=]C:WX,WY": by how much away from what comes with these weights, 0,0 if it does not say; of pair
+ * `of`, or of all (-1). value: behind the name. */
+static int add_contrast(struct sample_inputs *in, const char *text, const char *value, int of, struct err *e)
 {
     struct pipeline_request *q = &in->request;
     struct pipeline_contrast c = { .scale = 0 };
-    float wx = 0, wy = 0;
+    double wx = 0, wy = 0;
     char *end;
 
-    c.scale = strtof(text, &end);
-    if (end == text || !(c.scale >= 0 && c.scale <= 100) || (*end && (*end != ':' || !two_numbers(end + 1, &wx, &wy))))
+    c.scale = strtof(value, &end);
+    if (end == value || !(c.scale >= 0 && c.scale <= 100)
+        || (*end && (*end != ':' || !sample_two_numbers(end + 1, &wx, &wy))))
         return err_set(e, E_ARG, "--cond-guidance '%.60s': want a number from 0 to 100, and if you like the weights to "
                        "compare with, C:WX,WY", text);
     if (q->n_contrast == PIPELINE_MAX_CONTRAST)
@@ -225,28 +229,27 @@ static int add_contrast(struct sample_inputs *in, const char *text, int of, stru
     for (int i = 0; i < q->n_pair; i++) {
         const bool it = of < 0 || of == i;
 
-        c.wx[i] = it ? wx : q->pair[i].wx;
-        c.wy[i] = it ? wy : q->pair[i].wy;
+        c.wx[i] = it ? (float)wx : q->pair[i].wx;
+        c.wy[i] = it ? (float)wy : q->pair[i].wy;
     }
     if (c.scale != 0)
         q->contrast[q->n_contrast++] = c;
     return OK;
 }
 
+/* Of one checkpoint by its name, or of all together. */
 static int set_contrasts(struct sample_inputs *in, const struct spec *spec, struct err *e)
 {
     int rc = OK;
 
     for (int i = 0; i < spec_count(spec, "cond-guidance") && !rc; i++) {
         const char *text = spec_item(spec, "cond-guidance", i), *is = strchr(text, '=');
-        int of = -1;
+        const int of = is ? sample_whose(in, text, (size_t)(is - text)) : 0;
 
-        for (int k = 1; k <= in->n_unicon && is && of < 0; k++)
-            of = names(in, text, (size_t)(is - text), k) ? k - 1 : -1;
-        if (is && of < 0)
-            return err_set(e, E_ARG, "--cond-guidance '%.60s': there is no checkpoint '%.*s'", text, (int)(is - text),
-                           text);
-        rc = add_contrast(in, is ? is + 1 : text, of, e);
+        if ((is && !of) || of > in->n_unicon)
+            return err_set(e, E_ARG, "--cond-guidance '%.60s': '%.*s' is no checkpoint of a pair", text,
+                           is - text < 60 ? (int)(is - text) : 60, text);
+        rc = add_contrast(in, text, is ? is + 1 : text, of - 1, e);
     }
     return rc;
 }
