@@ -55,7 +55,7 @@ int sample_split_weight(const char *key, const char *text, char *path, size_t si
 int sample_load_picture(struct image *out, int64_t size[2], const struct sample_inputs *in, const struct spec *spec,
                         const char *key, const char *path, enum filter f, struct err *e);
 
-/* "A,B", both finite; false if it is something else. In sample_pairs.c, as all below. */
+/* "A,B", both within float; false if it is something else. In sample_pairs.c, as all below. */
 bool sample_two_numbers(const char *text, double *a, double *b);
 /* What follows "NAME=" in "NAME=PATH", a name having no '/' in it; *n is its length, 0 where there is none. */
 const char *sample_path_of(const char *text, int *n);

@@ -1,6 +1,7 @@
 /* jobs/sample_pairs.c: the part of a sample job that is about pairs: checkpoints, values by name, the schedule. */
 #include "jobs/sample_inputs.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,7 +72,7 @@ bool sample_two_numbers(const char *text, double *a, double *b)
         return false;
     text = end + 1;
     *b = strtod(text, &end);
-    return end != text && !*end && isfinite(*a) && isfinite(*b);
+    return end != text && !*end && fabs(*a) <= (double)FLT_MAX && fabs(*b) <= (double)FLT_MAX;
 }
 
 static bool names(const struct sample_inputs *in, const char *text, size_t n, int k)
