@@ -42,6 +42,19 @@ static struct layers layers_over(const struct layers *l, const struct weights *w
     return own;
 }
 
+/* An adapter that was trained without this block. */
+static bool passes_over(const struct weights *w, const char *attention)
+{
+    char name[200];
+    int64_t found = 0;
+
+    for (int i = 0; i < JOINT_N_TERM; i++) {
+        snprintf(name, sizeof name, "%s.%s", attention, projection[i]);
+        found += rank_of(w, name);
+    }
+    return !found;
+}
+
 static int bind_adapter(struct joint *j, const struct joint_place *place, int n, const struct layers *l,
                         const struct weights *w, bool yx, struct err *e)
 {
@@ -50,6 +63,8 @@ static int bind_adapter(struct joint *j, const struct joint_place *place, int n,
 
     for (int i = 0; i < n; i++) {
         snprintf(name, sizeof name, "%s.attn1n", place[i].name);
+        if (!j->block[i].has_post && passes_over(w, name))
+            continue;
         bind_terms(&own, yx ? j->block[i].yx : j->block[i].xy, place[i].C, place[i].C, name);
     }
     return layers_done(&own, yx ? "adapter yx_lora" : "adapter xy_lora", NULL, e);
@@ -70,20 +85,26 @@ static int bind_y(struct joint *j, const struct joint_place *place, int n, int64
     return layers_done(&own, "adapter y_lora", NULL, e);
 }
 
-static int bind_post(struct joint *j, const struct joint_place *place, int n, const struct layers *l,
-                     const struct weights *w, struct err *e)
+static void find_posts(struct joint *j, const struct joint_place *place, int n, const struct weights *w)
 {
-    const int times = j->kind == JOINT_CONV_FUSE ? 2 : 1;
-    struct layers own = layers_over(l, w);
     char name[200];
 
     for (int i = 0; i < n; i++) {
         snprintf(name, sizeof name, "%s.conv1n.weight", place[i].name);
         j->block[i].has_post = !w || weights_get(w, name);
+    }
+}
+
+static int bind_post(struct joint *j, const struct joint_place *place, int n, const struct layers *l,
+                     const struct weights *w, struct err *e)
+{
+    const int times = j->kind == JOINT_CONV_FUSE ? 2 : 1;
+    struct layers own = layers_over(l, w);
+
+    for (int i = 0; i < n; i++)
         if (j->block[i].has_post)
             layer_linear(&own, &j->block[i].post, times * place[i].C, times * place[i].C, false, "%s.conv1n",
                          place[i].name);
-    }
     return layers_done(&own, "post projections", NULL, e);
 }
 
@@ -98,6 +119,7 @@ int joint_new(struct joint **out, const struct joint_place *place, int n, int64_
     j = arena_push_zero(&l->mem->meta, sizeof *j, e);
     if (!j)
         return e ? e->code : E_NOMEM;
+    find_posts(j, place, n, w->post);
     j->kind = w->kind;
     j->scale = (float)w->scale;
     j->has_y = w->y != NULL;

@@ -18,7 +18,8 @@ enum joint_post { JOINT_CONV, JOINT_CONV_FUSE };        /* P (C,C) for each bran
 /* Where the values are. Names, with B = "down_blocks.0.attentions.0.transformer_blocks.0":
  *   xy, yx  B.attn1n.{to_q,to_k,to_v,to_out.0}.down.weight (r,C), .up.weight (C,r)
  *   y       B.attn1.{..} and B.attn2.{..}, the same endings; NULL: no y-LoRA
- *   post    B.conv1n.weight (C,C) or (2C,2C); a block without one has no joint attention (encoder-less) */
+ *   post    B.conv1n.weight (C,C) or (2C,2C); a block without one has no joint attention (encoder-less)
+ *           and needs no tensors of xy and yx */
 struct joint_weights {
     const struct weights *xy, *yx, *y, *post;
     enum joint_post kind;
