@@ -77,7 +77,7 @@ static struct tensor *rows_in(struct batch *b, const struct pass *p, const struc
                               struct err *e)
 {
     const struct sampler *s = &b->r->sampler;
-    struct tensor *all = NULL, *part;
+    struct tensor *all = NULL, *part = NULL;
 
     if (!b->t->recording && !(all = batch_latents(b, p->n_input * p->halves * b->n, e)))
         return NULL;
