@@ -60,8 +60,9 @@ static const struct spec_key sample_keys[] = {
       .help = "weights of what x and y get from each other; 1,1 otherwise" },
     { .name = "joint-scale", .type = SPEC_DOUBLE, .value = "S", .standard = "1", .high = 10,
       .help = "weight of joint attention" },
-    { .name = "cond-guidance", .type = SPEC_LIST, .value = "[NAME=]C",
-      .help = "guidance away from what comes without joint attention, or without that of one checkpoint" },
+    { .name = "cond-guidance", .type = SPEC_LIST, .value = "[NAME=]C[:WX,WY]",
+      .help = "guidance away from what comes without joint attention, of one checkpoint or of all, "
+              "or with these weights of it; may be repeated" },
     { .name = "guide", .type = SPEC_LIST, .value = "NAME",
       .help = "guide x or y to what its picture gives, by gradients through the model; may be repeated" },
     { .name = "guide-opt", .type = SPEC_CHOICE, .standard = "adamw", .choices = "adamw sgd fixed",

@@ -323,6 +323,33 @@ static void test_type(enum dtype type)
     end(&b);
 }
 
+/* What nobody reads may be left undone; what is read keeps its bits. */
+static void test_unread(enum dtype type)
+{
+    struct bench b;
+    struct joint *depth, *id;
+
+    begin(&b, type);
+    depth = joint(&b, b.depth, JOINT_CONV_FUSE, true);
+    id = joint(&b, b.id, JOINT_CONV, false);
+    for (int read = 0; read < 3; read++) {
+        struct joint_run r = { .n_input = 3, .n_pair = 2, .scale = 1,
+                               .pair = { { 0, 1, 1, 1, depth }, { 0, 2, 0.5f, 0.75f, id } } };
+        struct tensor *x = input(&b, want("unet_two", "x"), 3, type), *some;
+        struct tensor *all = denoise(&b, "unet_two", &r, x, false);
+        bool ok;
+
+        for (int k = 0; k < 3; k++)
+            r.unread[k] = k != read;
+        some = all ? denoise(&b, "unet_two", &r, x, false) : NULL;
+        ok = some && !memcmp((char *)all->data + (size_t)read * tensor_bytes(all) / 3,
+                             (char *)some->data + (size_t)read * tensor_bytes(all) / 3, tensor_bytes(all) / 3);
+        tap_ok(ok, "input %d of three is all that is read, %s: the same bits %s", read, dtype_name(type), b.e.text);
+        tape_reset(&b.t);
+    }
+    end(&b);
+}
+
 /* A checkpoint for another UNet, and one with a tensor too few. */
 static void test_refusals(void)
 {
@@ -412,6 +439,8 @@ int main(void)
     golden = golden_open("tests/reference/unicon.safetensors");
     test_type(F32);
     test_type(BF16);
+    test_unread(F32);
+    test_unread(BF16);
     test_refusals();
     test_full_size();
     golden_close(golden);

@@ -35,7 +35,7 @@ enum { THOROUGH = 1 };
 /* Whole runs with guidance, in f32 on both sides: ours are off by up to 5e-5, and instruction sets from each other. */
 static const double walk_off = 2e-4;
 
-static struct golden *golden, *unicon_golden;
+static struct golden *golden, *unicon_golden, *more_golden;
 static char tmp[] = "/tmp/t_sample.XXXXXX";
 static const char *program;
 
@@ -318,6 +318,7 @@ static void near_pair(const struct result *r, const char *name, int n)
 
         snprintf(full, sizeof full, "%s.%s", name, of[k]);
         g = golden_get(unicon_golden, full);
+        g = g ? g : golden_get(more_golden, full);
         if (!g || !w || weights_count(w) != g->n || g->n != 4 * 8 * 6 || weights_read(w, v, F32, &e))
             worst = INFINITY;
         else
@@ -369,6 +370,63 @@ static void test_pairs(void)
            r.err);
     r = SAMPLE(base, "--unicon", depth, "--schedule", "x=1:0 y=1:0", "--steps", "4", "--show-schedule");
     tap_ok(!r.status && strstr(r.out, "walks") && !r.err[0], "--show-schedule: %.60s", r.out);
+}
+
+/* Condition guidance: of all signals, of one, of two; and a LoRA in the base of a pair. */
+static void test_pair_options(void)
+{
+    char base[256], depth[256], id[256], y[300], y2[300];
+    struct result r;
+
+    snprintf(base, sizeof base, "%s", at("sd1"));
+    snprintf(depth, sizeof depth, "%s", at("depth"));
+    snprintf(id, sizeof id, "%s", at("id"));
+    snprintf(y, sizeof y, "y=%s", at("y.png"));
+    snprintf(y2, sizeof y2, "y2=%s", at("y2.png"));
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--task", "joint", "--sampler", "euler-a", "--cond-guidance",
+               "1.5:0.25,0.5");
+    near_pair(&r, "against_euler-a", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--task", "joint", "--eta", "1", "--cond-guidance", "depth=1.5:0,0",
+               "--cfg", "1");
+    near_pair(&r, "plain_ddim", 2);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--unicon", id, "--y", y, "--y", y2, "--pair", "id=0.5,0.75", "--eta",
+               "1", "--cond-guidance", "1");
+    near_pair(&r, "two_all_ddim", 3);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--unicon", id, "--y", y, "--y", y2, "--pair", "id=0.5,0.75", "--sampler",
+               "euler-a", "--cond-guidance", "id=2", "--cond-guidance", "y=1:0.25,0.5");
+    near_pair(&r, "two_sum_euler-a", 3);
+    r = SAMPLE(base, PAIR, "--unicon", depth, "--y", at("y.png"), "--eta", "1", "--lora",
+               "tests/reference/lora/base_kohya.safetensors:0.8");
+    near_pair(&r, "lora_to_x_ddim", 2);
+}
+
+/* Checkpoints the other way round: y and y2 change names, x stays what it is but for rounding. */
+static void test_pair_order(void)
+{
+    char base[256], model[2][256], picture[2][300];
+    float *x[2] = { NULL, NULL };
+    int64_t n[2] = { 0, 0 };
+    double off = INFINITY;
+
+    snprintf(base, sizeof base, "%s", at("sd1"));
+    for (int k = 0; k < 2; k++) {
+        snprintf(model[k], sizeof model[k], "%s", at(k ? "id" : "depth"));
+        snprintf(picture[k], sizeof picture[k], "%s=%s", k ? "id" : "depth", at(k ? "y2.png" : "y.png"));
+    }
+    for (int k = 0; k < 2; k++) {
+        const struct result r = SAMPLE(base, "--dtype", "f32", "--width", "48", "--height", "64", "--steps", "5",
+                                       "--unicon", model[k], "--unicon", model[!k], "--y", picture[0], "--y",
+                                       picture[1], "--pair", "id=0.5,0.75", "--x-sample", "mode", "--save-latents",
+                                       at("z.safetensors"), "-o", at("p.png"));
+
+        x[k] = r.status ? NULL : latents(at("z.safetensors"), &n[k]);
+        remove(at("z.safetensors"));
+    }
+    if (x[0] && x[1] && n[0] == n[1])
+        off = distance(x[0], x[1], n[0]);
+    tap_ok(off <= 5e-5, "two checkpoints the other way round: %.1e", off);
+    free(x[0]);
+    free(x[1]);
 }
 
 /* ---- the same bits ---- */
@@ -512,6 +570,7 @@ int main(void)
     program = path;
     golden = golden_open("tests/reference/pipelines.safetensors");
     unicon_golden = golden_open("tests/reference/unicon.safetensors");
+    more_golden = golden_open("tests/reference/unicon_more.safetensors");
     if (access(program, X_OK) || !mkdtemp(tmp) || tiny_write("sd1", at("sd1")) || tiny_write("sd2", at("sd2"))
         || tiny_write_single("sd1", at("sd1.safetensors")) || tiny_write_single("sd1", at("sd1.ckpt"))) {
         printf("Bail out! no %s, or no model can be written to %s\n", program, tmp);
@@ -523,12 +582,15 @@ int main(void)
     test_inpainting();
     test_pixels();
     test_pairs();
+    test_pair_options();
+    test_pair_order();
     test_same();
     test_noise_file();
     test_held();
     test_odd();
     test_plan();
     test_stop();
+    golden_close(more_golden);
     golden_close(unicon_golden);
     golden_close(golden);
     snprintf(command, sizeof command, "rm -rf '%s'", tmp);

@@ -76,7 +76,7 @@ struct tiny *tiny_open(const char *model, const char *part)
         || !(m->original = calloc(MAX_TENSOR, sizeof *m->original)))
         die("cannot be read");
     while (fgets(line, sizeof line, f))
-        if (sscanf(line, "%15s %15s %255s %255s%n", a, b, key, original, &at) == 4 && !strcmp(a, model)
+        if (sscanf(line, "%15s %15s %255s %255s%n", a, b, key, original, &at) == 4 && !strncmp(a, model, 3)
             && !strncmp(b, part, strlen(b)) && (!part[strlen(b)] || part[strlen(b)] == '2')) {
             m->original[m->table.n] = strdup(original);
             add(m, model, part, key, line + at);

@@ -1,6 +1,6 @@
-/* tests/tiny.h: two tiny base models, sd1 and sd2, and two ControlNets for sd1, parts "control" and "control2", whose
- * weights are drawn from their names (tests/reference/tiny.py has the configurations, tests/reference/tiny.txt the
- * names and sizes).
+/* tests/tiny.h: two tiny base models, sd1 and sd2, sd1b, which is sd1 with other weights, and two ControlNets for sd1,
+ * parts "control" and "control2". Weights are drawn from their names (tests/reference/tiny.py has the configurations,
+ * tests/reference/tiny.txt the names and sizes).
  *
  *     struct tiny *m = tiny_open("sd1", "unet");          a table of weights in memory, file order (OIHW)
  *     unet_new(&u, &config, &layers_over(m->table), &e);

@@ -336,6 +336,14 @@ end
         ok "--pair $weights" wrong 2 "--pair '$weights'|two numbers" $pair --pair "$weights"
     done
     ok '--pair of nothing' wrong 2 "--pair ''" $pair --pair ''
+    for guidance in 1: abc -1 101 nan 1:2 1:2,3,4 1:a,b 1:1,inf 1,2 depth=; do
+        ok "--cond-guidance $guidance" wrong 2 "--cond-guidance '${guidance#depth=}'|number from 0 to 100|C:WX,WY" \
+            $pair --cond-guidance "$guidance"
+    done
+    ok '--cond-guidance of nobody' wrong 2 "--cond-guidance 'id=1'|no checkpoint 'id'" $pair --cond-guidance id=1
+    ok '--cond-guidance of x' wrong 2 "--cond-guidance 'x=1'|no checkpoint 'x'" $two --cond-guidance x=1
+    many=$(for i in 1 2 3 4 5 6 7 8 9; do printf -- '--cond-guidance %s ' $i; done)
+    ok 'nine times --cond-guidance' wrong 2 '--cond-guidance|more than 8 times' $pair $many
     ok 'pndm' wrong 2 '--sampler pndm|pairs' $pair --sampler pndm
 }
 

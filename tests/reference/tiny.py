@@ -57,8 +57,8 @@ def values(model, part, key, shape):
 
 
 def build(model, dtype=torch.float32):
-    """unet, vae, text as modules with their weights."""
-    c = CONFIG[model]
+    """unet, vae, text as modules with their weights. sd1b is sd1 with other weights."""
+    c = CONFIG[model[:3]]
     parts = dict(unet=UNet2DConditionModel(**c["unet"]), vae=AutoencoderKL(**c["vae"]),
                  text=CLIPTextModel(CLIPTextConfig(**c["text"])))
     for part, module in parts.items():
