@@ -337,7 +337,7 @@ end
     done
     ok '--pair of nothing' wrong 2 "--pair ''" $pair --pair ''
     for guidance in 1: abc -1 101 nan 1:2 1:2,3,4 1:a,b 1:1,inf 1,2 depth=; do
-        ok "--cond-guidance $guidance" wrong 2 "--cond-guidance '${guidance#depth=}'|number from 0 to 100|C:WX,WY" \
+        ok "--cond-guidance $guidance" wrong 2 "--cond-guidance '$guidance'|number from 0 to 100|C:WX,WY" \
             $pair --cond-guidance "$guidance"
     done
     ok '--cond-guidance of nobody' wrong 2 "--cond-guidance 'id=1'|no checkpoint 'id'" $pair --cond-guidance id=1
