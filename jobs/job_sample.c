@@ -62,17 +62,31 @@ static int open_device(struct sample_job *j, struct err *e)
     return OK;
 }
 
+/* The device that stands for the job's own. */
+static int open_null(const struct sample_job *j, struct device *null, struct err *e)
+{
+    char name[64];
+
+    snprintf(name, sizeof name, "null:%s", j->dev.kern->name);
+    return device_open(null, name, j->dev.ctx.n_threads, e);
+}
+
+/* Bytes that the run may take, beside what the process has. */
+static int64_t room(const struct sample_job *j)
+{
+    const int64_t given = (int64_t)spec_uint64(j->shared, "memory");
+
+    return (given ? given : machine_free_bytes() + j->base_bytes) - j->base_bytes;
+}
+
 /* What `batch` images at a time would take, on the null device. */
 static int plan(struct sample_job *j, int64_t batch, struct pipeline_cost *cost, struct err *e)
 {
     const struct pipeline_sink none = { .image = NULL };
     struct pipeline_request q = j->in.request;
     struct device null;
-    char name[64];
-    int rc;
+    int rc = open_null(j, &null, e);
 
-    snprintf(name, sizeof name, "null:%s", j->dev.kern->name);
-    rc = device_open(&null, name, j->dev.ctx.n_threads, e);
     q.batch = batch;
     rc = rc ? rc : pipeline_run(&null, j->type, &j->in.pipe, &q, &none, cost, e);
     device_close(&null);
@@ -92,8 +106,7 @@ static void text_of_bytes(char *buf, size_t size, int64_t bytes)
 /* The batch asked for, if it fits; the largest that does for 0. */
 static int choose_batch(struct sample_job *j, struct pipeline_cost *best, struct err *e)
 {
-    const int64_t given = (int64_t)spec_uint64(j->shared, "memory");
-    const int64_t room = (given ? given : machine_free_bytes() + j->base_bytes) - j->base_bytes;
+    const int64_t given = (int64_t)spec_uint64(j->shared, "memory"), most = room(j);
     int64_t low = 1, high = j->in.request.batch ? j->in.request.batch : MAX_BATCH;
     struct pipeline_cost cost;
     char need[32], have[32];
@@ -106,9 +119,9 @@ static int choose_batch(struct sample_job *j, struct pipeline_cost *best, struct
     rc = plan(j, low, best, e);
     if (rc)
         return rc;
-    if ((int64_t)best->peak_bytes > room && (given || !j->env->plan)) {
+    if ((int64_t)best->peak_bytes > most && (given || !j->env->plan)) {
         text_of_bytes(need, sizeof need, (int64_t)best->peak_bytes + j->base_bytes);
-        text_of_bytes(have, sizeof have, room + j->base_bytes);
+        text_of_bytes(have, sizeof have, most + j->base_bytes);
         return err_set(e, E_NOMEM, "%" PRId64 " picture%s at a time would take %s of memory, and %s is %s: try a "
                        "smaller size%s%s", low, low > 1 ? "s" : "", need, have, given ? "allowed" : "free",
                        low > 1 ? ", a smaller --batch" : "", j->type == F32 ? " or --dtype bf16" : "");
@@ -119,7 +132,7 @@ static int choose_batch(struct sample_job *j, struct pipeline_cost *best, struct
         rc = plan(j, middle, &cost, e);
         if (rc)
             return rc;
-        if ((int64_t)cost.peak_bytes > room) {
+        if ((int64_t)cost.peak_bytes > most) {
             high = middle - 1;
             continue;
         }
@@ -144,6 +157,45 @@ static void add_cost(struct pipeline_cost *all, const struct pipeline_cost *one)
         all->peak_bytes = one->peak_bytes;
 }
 
+/* The points of a sweep with the models kept from one to the next, on a device that is null or not. */
+static int all_points(struct sample_job *j, struct device *dev, const struct pipeline_sink *sink,
+                      struct pipeline_cost *all, struct err *e)
+{
+    struct pipeline *p = NULL;
+    int rc = pipeline_open(&p, dev, j->type, &j->in.pipe, e);
+
+    for (int64_t i = 0; i < j->sweep.n && !rc; i++) {
+        const bool more = j->keeps && i + 1 < j->sweep.n;
+        struct pipeline_cost cost = { 0 };
+
+        rc = j->sweep.n > 1 ? go_to(j, i, e) : OK;
+        j->in.request.batch = j->batch[i];
+        j->in.request.same_pictures = i > 0;        /* a sweep is of numbers alone */
+        rc = rc ? rc : at_point(j, pipeline_next(p, &j->in.request, more, sink, &cost, e), e);
+        add_cost(all, &cost);
+    }
+    pipeline_close(p);
+    return rc;
+}
+
+/* Models stay from point to point if there is room for all that is then in memory at once. */
+static int plan_kept(struct sample_job *j, struct err *e)
+{
+    const struct pipeline_sink none = { .image = NULL };
+    struct pipeline_cost cost = { 0 };
+    struct device null;
+    int rc = open_null(j, &null, e);
+
+    j->keeps = true;
+    rc = rc ? rc : all_points(j, &null, &none, &cost, e);
+    device_close(&null);
+    if (!rc && (int64_t)cost.peak_bytes > room(j))
+        j->keeps = false;
+    else if (!rc)
+        j->cost = cost;
+    return rc;
+}
+
 static int plan_points(struct sample_job *j, struct err *e)
 {
     int rc = OK;
@@ -155,7 +207,7 @@ static int plan_points(struct sample_job *j, struct err *e)
         rc = rc ? rc : at_point(j, choose_batch(j, &cost, e), e);
         add_cost(&j->cost, &cost);
     }
-    return rc;
+    return rc || j->sweep.n < 2 ? rc : plan_kept(j, e);
 }
 
 /* ---- --plan ---- */
@@ -299,18 +351,15 @@ static int run(struct sample_job *j, struct err *e)
     const struct pipeline_sink sink = { sample_take_image, j, { tick, j } };
     const int64_t f = vae_factor(&j->in.base->vae);
     const int64_t row = j->in.base->vae.latent_channels * (q->height / f) * (q->width / f);
-    int rc = OK;
+    struct pipeline_cost done = { 0 };
+    int rc;
 
     if (spec_text(j->spec, "save-latents")) {
         j->latents = calloc((size_t)(q->n_input * j->sweep.n * q->count * row), sizeof *j->latents);
         if (!j->latents)
             return err_set(e, E_NOMEM, "out of memory for the latents of %" PRId64 " pictures", j->sweep.n * q->count);
     }
-    for (int64_t i = 0; i < j->sweep.n && !rc; i++) {
-        rc = j->sweep.n > 1 ? go_to(j, i, e) : OK;
-        j->in.request.batch = j->batch[i];
-        rc = rc ? rc : at_point(j, pipeline_run(&j->dev, j->type, &j->in.pipe, &j->in.request, &sink, NULL, e), e);
-    }
+    rc = all_points(j, &j->dev, &sink, &done, e);
     rc = rc || !j->latents ? rc : sample_save_latents(j, e);
     return rc || !j->sheet.sheet.image.px ? rc : sample_save_sheet(j, e);
 }

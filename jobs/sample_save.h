@@ -19,6 +19,7 @@ struct sample_job {
     struct device dev;
     enum dtype type;
     struct pipeline_cost cost;  /* of dry runs of all points, each with its batch */
+    bool keeps;                 /* models stay in memory from point to point */
     int64_t base_bytes;         /* of the process before the run, the sheet included */
     struct sample_sheet sheet;
     float *latents;             /* (input,point,count,C,h,w) for --save-latents, or NULL */

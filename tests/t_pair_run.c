@@ -122,20 +122,30 @@ static void set_pairs(struct pipeline_request *q, const struct run *r)
         q->pair[q->n_pair++] = (struct pipeline_pair){ 0, 2, 0.5f, 0.75f, &checkpoint[1] };
 }
 
+static struct pipeline_base pipe_of(const struct base_model *b)
+{
+    return (struct pipeline_base){ &b->unet, &b->vae, &b->text, &b->schedule, &b->unet_weights, &b->vae_weights,
+                                   &b->text_weights, NULL };
+}
+
+/* Where this is set, a run goes through it: models stay for the next. */
+static struct pipeline *kept;
+static bool same_pictures, more;
+
 static int go(const struct run *r, const char *sampler, bool official, const char *schedule, const char *device,
               struct result *out, struct pipeline_cost *cost, struct err *e)
 {
     static const char *const names[] = { "x", "y", "y2" };
     static int32_t x_ids[PIPELINE_TOKENS], depth_ids[PIPELINE_TOKENS], no_ids[PIPELINE_TOKENS];
-    const struct pipeline_base pipe = { &base->unet, &base->vae, &base->text, &base->schedule, &base->unet_weights,
-                                        &base->vae_weights, &base->text_weights, NULL };
+    const struct pipeline_base pipe = pipe_of(base);
     const struct pipeline_sink sink = { take, out, { NULL, NULL } };
     struct pair_plan plan = { 0 };
     struct pipeline_request q = { .n_input = r->two ? 3 : 2, .width = W, .height = H, .steps = 10, .cfg = 3,
                                   .eta = strcmp(sampler, "ddim") ? 0 : 1, .seed = 4321, .rng = NOISE_TORCH_CPU,
                                   .count = 1, .batch = 1, .joint_scale = 1,
                                   .n_contrast = r->guidance > 0, .contrast = { { .scale = (float)r->guidance } },
-                                  .official = official, .sampler = (enum sampler_kind)sampler_kind_of(sampler) };
+                                  .same_pictures = same_pictures, .official = official,
+                                  .sampler = (enum sampler_kind)sampler_kind_of(sampler) };
     struct device dev;
     int rc;
 
@@ -148,9 +158,10 @@ static int go(const struct run *r, const char *sampler, bool official, const cha
     set_pairs(&q, r);
     rc = pair_parse(&plan, schedule, names, q.n_input, q.steps, official ? PAIR_OFFICIAL : 0, e);
     q.plan = &plan;
-    rc = rc ? rc : device_open(&dev, device, 2, e);
-    if (!rc) {
-        out->n = 0;
+    out->n = 0;
+    if (kept)
+        rc = rc ? rc : pipeline_next(kept, &q, more, &sink, cost, e);
+    else if (!(rc = rc ? rc : device_open(&dev, device, 2, e))) {
         rc = pipeline_run(&dev, F32, &pipe, &q, &sink, cost, e);
         device_close(&dev);
     }
@@ -208,6 +219,40 @@ static void test_own(void)
     tap_ok(ok, "where the mask is black x is what was given %s", e.text);
 }
 
+/* One pipeline for all: prompts, masks, checkpoints and samplers change from run to run. */
+static void test_kept(void)
+{
+    static struct result alone[LEN(runs)], got;
+    struct pipeline_cost said[2 * LEN(runs)], took[2 * LEN(runs)];
+    const struct pipeline_base pipe = pipe_of(base);
+    bool same = true, told = true;
+    struct err e = { 0 };
+    struct device dev;
+
+    for (size_t i = 0; i < LEN(runs); i++)
+        same &= !go(&runs[i], i % 2 ? "ddim" : "dpm++2m", true, runs[i].schedule, "cpu", &alone[i], NULL, &e);
+    for (int null = 0; null < 2 && same; null++) {
+        if (device_open(&dev, null ? "null" : "cpu", 2, &e) || pipeline_open(&kept, &dev, F32, &pipe, &e))
+            die(e.text);
+        for (size_t i = 0; i < 2 * LEN(runs) && same; i++) {        /* each twice: nothing is encoded then */
+            const size_t k = i / 2;
+
+            same_pictures = i % 2;
+            more = i + 1 < 2 * LEN(runs);
+            same &= !go(&runs[k], k % 2 ? "ddim" : "dpm++2m", true, runs[k].schedule, NULL, &got,
+                        null ? &said[i] : &took[i], &e);
+            same &= null || !memcmp(got.latents, alone[k].latents, sizeof got.latents[0] * (runs[k].two ? 3 : 2));
+            told &= !null || (said[i].peak_bytes == took[i].peak_bytes && said[i].stage[STAGE_TEXT].used == !(i % 2));
+        }
+        pipeline_close(kept);
+        kept = NULL;
+        device_close(&dev);
+    }
+    same_pictures = false;
+    tap_ok(same, "one pipeline for all runs gives each the same bits %s", e.text);
+    tap_ok(same && told, "dry runs of it tell the memory of each");
+}
+
 int main(void)
 {
     const struct base_options o = { .prediction = -1 };
@@ -224,6 +269,7 @@ int main(void)
     make_pictures();
     test_official();
     test_own();
+    test_kept();
     for (int k = 0; k < MAX_IN; k++)
         free(picture[k]);
     free(mask);

@@ -2,6 +2,7 @@
 #include "core/diffusion/pipeline.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/diffusion/pipeline_run.h"
@@ -92,25 +93,39 @@ static int tick(struct run *r, const char *what, int64_t done, int64_t total, st
 
 /* ---- text: for each input (2,77,D), the negative prompt's first, or (1,77,D) ---- */
 
-static int encode_text(struct run *r, struct err *e)
+/* The prompts of a request in r->id; are they those that `words` are of? */
+static bool take_prompts(struct run *r)
 {
     const struct pipeline_request *q = r->q;
     int32_t id[2 * PAIR_MAX_INPUT * PIPELINE_TOKENS];
-    struct stage *s = &r->stage[STAGE_TEXT];
-    struct clip_text *m;
-    struct tensor *y;
-    int rc = tick(r, "reading the prompt", 0, 1, e), n = 0;
+    bool same;
+    int n = 0;
 
     for (int k = 0; k < q->n_input; k++) {
         if (r->guided)
             memcpy(id + PIPELINE_TOKENS * n++, q->input[k].negative, sizeof *id * PIPELINE_TOKENS);
         memcpy(id + PIPELINE_TOKENS * n++, q->input[k].prompt, sizeof *id * PIPELINE_TOKENS);
     }
+    same = r->words && n == r->n_id && q->clip_skip == r->clip_skip
+        && !memcmp(id, r->id, sizeof *id * PIPELINE_TOKENS * (size_t)n);
+    memcpy(r->id, id, sizeof *id * PIPELINE_TOKENS * (size_t)n);
+    r->n_id = n;
+    r->clip_skip = q->clip_skip;
+    return same;
+}
+
+static int encode_text(struct run *r, struct err *e)
+{
+    struct stage *s = &r->stage[STAGE_TEXT];
+    struct clip_text *m;
+    struct tensor *y;
+    int rc = tick(r, "reading the prompt", 0, 1, e);
+
     rc = rc ? rc : stage_open(r, STAGE_TEXT, F32, r->base->text_weights, LORA_TEXT, true, e);
     rc = rc ? rc : clip_text_new(&m, r->base->text, &s->l, e);
     if (rc)
         return rc;
-    y = clip_text_forward(&s->t, m, id, n, q->clip_skip, e);
+    y = clip_text_forward(&s->t, m, r->id, r->n_id, r->clip_skip, e);
     r->words = y ? keep(r, y, e) : NULL;
     stage_close(r, STAGE_TEXT);
     return r->words ? tick(r, "reading the prompt", 1, 1, e) : e->code;
@@ -172,7 +187,7 @@ static int open_decoder(struct run *r, struct err *e)
  * anew. Whoever asks to stop when all is done asks too late. */
 static int decode(struct run *r, struct tensor *latents, int64_t first, struct err *e)
 {
-    const bool turns = r->stage[STAGE_DENOISE].open;
+    const bool turns = r->q->count > r->q->batch;
     struct stage *s = &r->stage[STAGE_DECODE];
     int rc = OK;
 
@@ -212,25 +227,40 @@ static int take_text(struct run *r, struct err *e)
     return words ? unet_text(t, r->unet, words, &pairs, &r->text, e) : e->code;
 }
 
-/* The base, and each checkpoint that some pair names, once. */
+static int open_joint(struct run *r, const struct joint_weights *w, struct joint **out, struct err *e)
+{
+    struct joint_place place[UNET_MAX_BLOCK];
+    const int n = unet_places(r->unet, place);
+    int rc;
+
+    for (int i = 0; i < r->n_known; i++)
+        if (r->known[i].of == w) {
+            *out = r->known[i].joint;
+            return OK;
+        }
+    if (r->n_known == JOINT_MAX_PAIR)
+        return err_set(e, E_ARG, "more than %d checkpoints in the requests of one pipeline", JOINT_MAX_PAIR);
+    rc = joint_new(out, place, n, r->base->unet->cross_attention_dim, w, &r->stage[STAGE_DENOISE].l, e);
+    r->known[r->n_known].of = w;
+    r->known[r->n_known].joint = *out;
+    r->n_known += !rc;
+    return rc;
+}
+
+/* The base, each checkpoint that some pair names, once, and the ControlNets. */
 static int open_unet(struct run *r, struct err *e)
 {
-    struct layers *l = &r->stage[STAGE_DENOISE].l;
-    struct joint_place place[UNET_MAX_BLOCK];
-    int rc = stage_open(r, STAGE_DENOISE, r->type, r->base->unet_weights, LORA_UNET, true, e), n;
+    struct stage *s = &r->stage[STAGE_DENOISE];
+    int rc = OK;
 
-    rc = rc ? rc : unet_new(&r->unet, r->base->unet, l, e);
-    if (rc)
-        return rc;
-    n = unet_places(r->unet, place);
-    for (int p = 0; p < r->q->n_pair && !rc; p++) {
-        r->joint[p] = NULL;
-        for (int i = 0; i < p; i++)
-            if (r->q->pair[i].checkpoint == r->q->pair[p].checkpoint)
-                r->joint[p] = r->joint[i];
-        if (!r->joint[p])
-            rc = joint_new(&r->joint[p], place, n, r->base->unet->cross_attention_dim, r->q->pair[p].checkpoint, l, e);
+    if (!s->open) {
+        r->n_known = 0;
+        memset(r->control, 0, sizeof r->control);
+        rc = stage_open(r, STAGE_DENOISE, r->type, r->base->unet_weights, LORA_UNET, true, e);
+        rc = rc ? rc : unet_new(&r->unet, r->base->unet, &s->l, e);
     }
+    for (int p = 0; p < r->q->n_pair && !rc; p++)
+        rc = open_joint(r, r->q->pair[p].checkpoint, &r->joint[p], e);
     rc = rc ? rc : take_text(r, e);
     return rc ? rc : pipeline_control_open(r, e);
 }
@@ -245,7 +275,7 @@ static int one_batch(struct run *r, int64_t first, int64_t n, bool only, struct 
     if (rc)
         return rc;
     account(r, STAGE_DENOISE);
-    if (only)
+    if (only && !r->more)
         stage_close(r, STAGE_DENOISE);
     if (!r->stage[STAGE_DECODE].open)
         rc = open_decoder(r, e);
@@ -270,10 +300,9 @@ static int all_batches(struct run *r, struct err *e)
     const int64_t count = r->q->count, most = r->q->batch < count ? r->q->batch : count, full = count / most;
     const bool only = count == most;
     struct pipeline_cost before;
-    int rc = open_unet(r, e);
+    int rc = OK;
 
-    if (!rc)
-        account(r, STAGE_DENOISE);
+    account(r, STAGE_DENOISE);
     for (int64_t i = 0; i < full && !rc; i++) {
         before = r->cost;
         rc = one_batch(r, i * most, most, only, e);
@@ -390,33 +419,127 @@ static int find_guided(struct run *r, struct err *e)
                                                      "guided lies there", g->from, g->to, n);
 }
 
+/* Prompts and pictures go through their encoders, unless they have been there for the request before. */
+static int encode_inputs(struct run *r, struct err *e)
+{
+    const bool same_text = take_prompts(r), same = same_text && r->q->same_pictures;
+    int rc;
+
+    if (same)
+        return OK;
+    arena_release(&r->keep, 0);
+    arena_release(&r->keep_meta, 0);
+    r->words = NULL;
+    memset(r->moments, 0, sizeof r->moments);
+    rc = encode_text(r, e);
+    return rc ? rc : encode_pictures(r, e);
+}
+
+/* What lies on the UNet's tape is this request's, what its models hold is not. */
+static int denoise(struct run *r, struct err *e)
+{
+    struct stage *s = &r->stage[STAGE_DENOISE];
+    struct tape_mark m = { 0 };
+    int rc;
+
+    if (s->open)
+        m = tape_mark(&s->t);
+    rc = open_unet(r, e);
+    rc = rc ? rc : all_batches(r, e);
+    if (!rc && s->open)
+        tape_release(&s->t, m);
+    return rc;
+}
+
+int pipeline_next(struct pipeline *p, const struct pipeline_request *q, bool more, const struct pipeline_sink *sink,
+                  struct pipeline_cost *cost, struct err *e)
+{
+    struct run *r = &p->r;
+    const int64_t f = vae_factor(r->base->vae);
+    struct err own = { 0 };
+    size_t kept, kept_meta;
+    int rc;
+
+    e = e ? e : &own;
+    r->q = q;
+    r->sink = sink;
+    r->more = more;
+    r->guided = q->cfg > 1;
+    r->h = q->height / f;
+    r->w = q->width / f;
+    r->any_guided = false;
+    r->n_done = 0;
+    r->cost = (struct pipeline_cost){ .peak_bytes = 0 };
+    r->counted = r->dev->count;
+    rc = check(r->base, q, e);
+    rc = rc ? rc : sampler_init(&r->sampler, q->sampler, &r->schedule, q->steps, q->eta, e);
+    rc = rc ? rc : encode_inputs(r, e);
+    if (rc)
+        return rc;
+    kept = arena_mark(&r->keep);
+    kept_meta = arena_mark(&r->keep_meta);
+    rc = make_plan(r, e);
+    rc = rc ? rc : find_guided(r, e);
+    rc = rc ? rc : denoise(r, e);
+    arena_release(&r->keep, kept);
+    arena_release(&r->keep_meta, kept_meta);
+    for (int i = 0; i < N_STAGE && !more; i++)
+        stage_close(r, (enum pipeline_stage)i);
+    if (cost)
+        *cost = r->cost;
+    return rc;
+}
+
+static int open_run(struct run *r, struct device *dev, enum dtype type, const struct pipeline_base *base,
+                    struct err *e)
+{
+    int rc;
+
+    *r = (struct run){ .dev = dev, .type = type, .base = base, .C = base->vae->latent_channels };
+    rc = schedule_init(&r->schedule, base->schedule, e);
+    rc = rc ? rc : arena_init(&r->keep, "kept", dev->place, (size_t)1 << 36, e);
+    return rc ? rc : arena_init(&r->keep_meta, "kept meta", ARENA_HOST, (size_t)1 << 26, e);
+}
+
+static void close_run(struct run *r)
+{
+    for (int i = 0; i < N_STAGE; i++)
+        stage_close(r, (enum pipeline_stage)i);
+    arena_free(&r->keep_meta);
+    arena_free(&r->keep);
+}
+
+int pipeline_open(struct pipeline **out, struct device *dev, enum dtype type, const struct pipeline_base *base,
+                  struct err *e)
+{
+    struct pipeline *p = arena_fault_now() ? NULL : malloc(sizeof *p);
+    const int rc = p ? open_run(&p->r, dev, type, base, e) : err_set(e, E_NOMEM, "out of memory for a pipeline");
+
+    if (!rc)
+        *out = p;
+    else if (p)
+        pipeline_close(p);
+    return rc;
+}
+
+void pipeline_close(struct pipeline *p)
+{
+    if (p)
+        close_run(&p->r);
+    free(p);
+}
+
 int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,
                  const struct pipeline_request *q, const struct pipeline_sink *sink, struct pipeline_cost *cost,
                  struct err *e)
 {
-    struct run r = { .dev = dev, .type = type, .base = base, .q = q, .sink = sink, .guided = q->cfg > 1,
-                     .h = q->height / vae_factor(base->vae), .w = q->width / vae_factor(base->vae),
-                     .C = base->vae->latent_channels };
+    struct pipeline *p = NULL;
     struct err own = { 0 };
     int rc;
 
     e = e ? e : &own;
-    rc = check(base, q, e);
-    r.counted = dev->count;
-    rc = rc ? rc : schedule_init(&r.schedule, base->schedule, e);
-    rc = rc ? rc : sampler_init(&r.sampler, q->sampler, &r.schedule, q->steps, q->eta, e);
-    rc = rc ? rc : arena_init(&r.keep, "kept", dev->place, (size_t)1 << 36, e);
-    rc = rc ? rc : arena_init(&r.keep_meta, "kept meta", ARENA_HOST, (size_t)1 << 26, e);
-    rc = rc ? rc : make_plan(&r, e);
-    rc = rc ? rc : find_guided(&r, e);
-    rc = rc ? rc : encode_text(&r, e);
-    rc = rc ? rc : encode_pictures(&r, e);
-    rc = rc ? rc : all_batches(&r, e);
-    for (int i = 0; i < N_STAGE; i++)
-        stage_close(&r, (enum pipeline_stage)i);
-    arena_free(&r.keep_meta);
-    arena_free(&r.keep);
-    if (cost)
-        *cost = r.cost;
+    rc = pipeline_open(&p, dev, type, base, e);
+    rc = rc ? rc : pipeline_next(p, q, false, sink, cost, e);
+    pipeline_close(p);
     return rc;
 }

@@ -93,6 +93,7 @@ struct pipeline_request {
     int n_control;
     double control_from, control_to;        /* fractions of x's steps in which they act: 0 and 1 for all */
     struct pipeline_guidance guidance;      /* in rows marked `guide`; in all rows if the plan marks none */
+    bool same_pictures;                     /* as in the request before, if there was one: pictures, not masks */
     bool official;                          /* random numbers and masks as the published code has them */
     int clip_skip;
     int64_t width, height;                  /* pixels, multiples of 8 */
@@ -132,7 +133,24 @@ int pipeline_start(double A, int N);
 /* Is row i of the plan one in which this guidance acts? */
 bool pipeline_guides(const struct pipeline_guidance *g, const struct pair_plan *p, int i);
 
-/* type: storage of the UNet and the VAE. E_CANCEL if the progress said so. cost may be NULL. */
+/* Requests one after another over one base: the UNet, the checkpoints and the decoder stay from one to the next, and
+ * prompts and pictures that are those of the request before are not encoded again.
+ *
+ *     struct pipeline *p;
+ *     if (pipeline_open(&p, &dev, BF16, &base, e)) ...
+ *     for (i = 0; i < n; i++)  if (pipeline_next(p, &request[i], i + 1 < n, &sink, &cost, e)) ...
+ *     pipeline_close(p);
+ *
+ * more: another one follows; without it models go as soon as they have served. Tables of weights are borrowed until
+ * pipeline_close and known by their addresses. After a failure there is nothing to do but to close. */
+struct pipeline;
+int pipeline_open(struct pipeline **out, struct device *dev, enum dtype type, const struct pipeline_base *base,
+                  struct err *e);
+int pipeline_next(struct pipeline *p, const struct pipeline_request *q, bool more, const struct pipeline_sink *sink,
+                  struct pipeline_cost *cost, struct err *e);
+void pipeline_close(struct pipeline *p);        /* takes NULL */
+
+/* One request by itself. type: storage of the UNet and the VAE. E_CANCEL if the progress said so. cost may be NULL. */
 int pipeline_run(struct device *dev, enum dtype type, const struct pipeline_base *base,
                  const struct pipeline_request *q, const struct pipeline_sink *sink, struct pipeline_cost *cost,
                  struct err *e);

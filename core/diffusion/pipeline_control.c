@@ -35,13 +35,16 @@ static int open_one(struct run *r, int i, struct err *e)
     struct run_control *to = &r->control[i];
     struct tensor *words;
     struct layers l;
-    int rc;
+    int rc = OK;
 
     if (controlnet_factor(c->config) != vae_factor(r->base->vae))
         return err_set(e, E_ARG, "it sees its picture at a factor of %d, the base's latents have %d: it is made for "
                        "another base", (int)controlnet_factor(c->config), (int)vae_factor(r->base->vae));
-    layers_init(&l, r->dev, r->type, &s->mem, c->weights);
-    rc = controlnet_new(&to->net, c->config, &l, e);
+    if (to->of != c->weights) {             /* else it is open from the request before */
+        layers_init(&l, r->dev, r->type, &s->mem, c->weights);
+        rc = controlnet_new(&to->net, c->config, &l, e);
+        to->of = rc ? NULL : c->weights;
+    }
     rc = rc ? rc : see(r, c, to, e);
     if (rc)
         return rc;

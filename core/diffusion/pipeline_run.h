@@ -17,6 +17,7 @@ struct stage {
 
 /* A ControlNet in the UNet's stage. */
 struct run_control {
+    const struct weights *of;
     struct controlnet *net;
     struct unet_text text;          /* of x's prompts */
     struct tensor *hint;            /* (1,h,w,C) */
@@ -40,6 +41,14 @@ struct run {
     struct tensor *words;           /* input by input: the negative prompt's rows, the prompt's */
     struct tensor *moments[PAIR_MAX_INPUT];
     struct joint *joint[JOINT_MAX_PAIR];    /* of the pairs */
+    int32_t id[2 * PAIR_MAX_INPUT * PIPELINE_TOKENS];       /* what `words` are of */
+    int n_id, clip_skip;
+    struct {
+        const struct joint_weights *of;
+        struct joint *joint;
+    } known[JOINT_MAX_PAIR];        /* checkpoints that are open */
+    int n_known;
+    bool more;                      /* the models are needed again */
     int64_t n_done, n_total;        /* steps of all batches */
     struct unet *unet;
     struct unet_text text;          /* of the prompts in `words` */
@@ -47,6 +56,10 @@ struct run {
     struct vae *decoder;
     struct kcount counted;
     struct pipeline_cost cost;
+};
+
+struct pipeline {
+    struct run r;
 };
 
 /* Images [first, first + n): latents (n,h,w,C) f32, scaled, in r->keep. NULL with e set. */
