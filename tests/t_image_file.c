@@ -12,6 +12,8 @@
 #include "store/exif.h"
 #include "store/image_codec.h"
 #include "store/image_file.h"
+#include "tests/bytes.h"
+#include "tests/image_kit.h"
 #include "tests/kit.h"
 #include "tests/tap.h"
 
@@ -19,52 +21,12 @@
 
 static char dir[256];
 
-struct bytes {
-    unsigned char *p;
-    size_t n;
-};
-
-static bool is_err(const struct err *e, int code, const char *part)
-{
-    if (e->code == code && strstr(e->text, part))
-        return true;
-    tap_note("error %d '%s', want %d and '%s'", e->code, e->text, code, part);
-    return false;
-}
-
-static struct bytes slurp(const char *path)
-{
-    struct bytes b = { 0 };
-    FILE *f = fopen(path, "rb");
-
-    if (f && !fseek(f, 0, SEEK_END)) {
-        b.n = (size_t)ftell(f);
-        b.p = malloc(b.n ? b.n : 1);
-        rewind(f);
-        if (b.p && fread(b.p, 1, b.n, f) != b.n)
-            b.n = 0;
-    }
-    if (f)
-        fclose(f);
-    return b;
-}
-
-static struct bytes slurp_in(const char *folder, const char *name)
+static struct bytes read_in(const char *folder, const char *name)
 {
     char path[512];
 
     snprintf(path, sizeof path, "%s%s", folder, name);
-    return slurp(path);
-}
-
-static size_t size_of(const struct image *m)
-{
-    return (size_t)(m->H * m->W * m->C) * pixel_bytes(m->type);
-}
-
-static bool same(const struct image *a, const struct image *b)
-{
-    return a->H == b->H && a->W == b->W && a->C == b->C && a->type == b->type && !memcmp(a->px, b->px, size_of(a));
+    return bytes_read(path);
 }
 
 /* ---- what Pillow reads ---- */
@@ -81,7 +43,7 @@ static bool as_expected(const struct line *l, const struct bytes *all, const str
     const int64_t n = l->H * l->W * l->C;
     const unsigned char *want = all->p + l->offset, *px = m->px;
 
-    if (m->H != l->H || m->W != l->W || m->C != l->C || m->type != type || l->offset + size_of(m) > all->n) {
+    if (m->H != l->H || m->W != l->W || m->C != l->C || m->type != type || l->offset + image_size(m) > all->n) {
         tap_note("%s %s: %" PRId64 "x%" PRId64 "x%" PRId64 " of type %d", l->what, l->name, m->H, m->W, m->C, m->type);
         return false;
     }
@@ -145,7 +107,7 @@ static bool try_bad(const char *text)
 
 static void test_corpus(void)
 {
-    const struct bytes all = slurp(CORPUS "expected.bin");
+    const struct bytes all = bytes_read(CORPUS "expected.bin");
     FILE *f = fopen(CORPUS "expected.txt", "r");
     char line[256];
     int n_load = 0, n_turn = 0, n_bad = 0;
@@ -199,7 +161,7 @@ static const struct { const char *name; bool strict; } cut[] = {
 static void test_cut(void)
 {
     for (size_t i = 0; i < LEN(cut); i++) {
-        const struct bytes b = slurp_in(CORPUS, cut[i].name);
+        const struct bytes b = read_in(CORPUS, cut[i].name);
         struct image whole = { 0 };
         struct err e = { 0 };
         size_t refused = 0, n = 0;
@@ -214,7 +176,7 @@ static void test_cut(void)
             memcpy(part, b.p, n);
             rc = image_load_bytes(&m, part, n, true, &e);
             refused += rc != OK;
-            ok = rc ? rc == E_FORMAT && e.text[0] && !m.px : !cut[i].strict && same(&m, &whole);
+            ok = rc ? rc == E_FORMAT && e.text[0] && !m.px : !cut[i].strict && image_same(&m, &whole);
             if (!ok)
                 tap_note("%s cut to %zu of %zu: %d %s", cut[i].name, n, b.n, rc, rc ? e.text : "was read");
             rc = image_spec_bytes(&text, part, n, &e);
@@ -233,7 +195,7 @@ static void test_cut(void)
 static void test_damaged(void)
 {
     for (size_t i = 0; i < LEN(cut); i++) {
-        const struct bytes b = slurp_in(CORPUS, cut[i].name);
+        const struct bytes b = read_in(CORPUS, cut[i].name);
         struct err e = { 0 };
         bool ok = b.p != NULL;
         for (size_t at = 0; ok && at < b.n; at++) {
@@ -255,31 +217,6 @@ static void test_damaged(void)
         tap_ok(ok, "%s with every byte changed in turn", cut[i].name);
         free(b.p);
     }
-}
-
-/* What goes on in there is no business of stderr's. */
-static void test_quiet(void (*body)(void), const char *what)
-{
-    char path[300];
-    off_t n = -1;
-    const int keep = dup(2);
-    int to;
-
-    snprintf(path, sizeof path, "%s/stderr", dir);
-    to = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    fflush(stderr);
-    if (keep >= 0 && to >= 0 && dup2(to, 2) == 2) {
-        body();
-        fflush(stderr);
-        n = lseek(2, 0, SEEK_END);
-        dup2(keep, 2);
-    }
-    if (to >= 0)
-        close(to);
-    if (keep >= 0)
-        close(keep);
-    unlink(path);
-    tap_ok(n == 0, "%s: the libraries print nothing (%jd bytes)", what, (intmax_t)n);
 }
 
 /* ---- EXIF ---- */
@@ -329,7 +266,7 @@ static void test_faults(void)
     long total = 0;
 
     for (size_t i = 0; i < LEN(name); i++) {
-        const struct bytes b = slurp_in(CORPUS, name[i]);
+        const struct bytes b = read_in(CORPUS, name[i]);
         struct image m = { 0 };
         arena_fault_at(0);
         ok &= image_load_bytes(&m, b.p, b.n, true, &e) == OK;
@@ -357,7 +294,7 @@ static void test_threads(void)
 #pragma omp parallel for num_threads(4) reduction(+ : wrong)
     for (int i = 0; i < 400; i++) {
         const size_t k = (size_t)i % LEN(name);
-        const struct bytes b = slurp_in(CORPUS, name[k]);
+        const struct bytes b = read_in(CORPUS, name[k]);
         struct image m = { 0 };
         struct err e = { 0 };
         const int rc = image_load_bytes(&m, b.p, b.n, true, &e);
@@ -375,10 +312,10 @@ int main(void)
         printf("Bail out! %s: %s\n", dir, strerror(errno));
         return 1;
     }
-    test_quiet(test_corpus, "reading");
+    image_quiet(dir, test_corpus, "reading");
     test_missing();
-    test_quiet(test_cut, "short files");
-    test_quiet(test_damaged, "damaged files");
+    image_quiet(dir, test_cut, "short files");
+    image_quiet(dir, test_damaged, "damaged files");
     test_exif();
     test_faults();
     test_threads();

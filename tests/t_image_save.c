@@ -12,77 +12,14 @@
 #include <unistd.h>
 
 #include "store/image_file.h"
+#include "tests/bytes.h"
+#include "tests/image_kit.h"
 #include "tests/kit.h"
 #include "tests/tap.h"
 
 #define CORPUS "tests/corpus/images/"
 
 static char dir[256];
-
-struct bytes {
-    unsigned char *p;
-    size_t n;
-};
-
-static bool is_err(const struct err *e, int code, const char *part)
-{
-    if (e->code == code && strstr(e->text, part))
-        return true;
-    tap_note("error %d '%s', want %d and '%s'", e->code, e->text, code, part);
-    return false;
-}
-
-static struct bytes slurp(const char *path)
-{
-    struct bytes b = { 0 };
-    FILE *f = fopen(path, "rb");
-
-    if (f && !fseek(f, 0, SEEK_END)) {
-        b.n = (size_t)ftell(f);
-        b.p = malloc(b.n ? b.n : 1);
-        rewind(f);
-        if (b.p && fread(b.p, 1, b.n, f) != b.n)
-            b.n = 0;
-    }
-    if (f)
-        fclose(f);
-    return b;
-}
-
-static size_t size_of(const struct image *m)
-{
-    return (size_t)(m->H * m->W * m->C) * pixel_bytes(m->type);
-}
-
-static bool same(const struct image *a, const struct image *b)
-{
-    return a->H == b->H && a->W == b->W && a->C == b->C && a->type == b->type && !memcmp(a->px, b->px, size_of(a));
-}
-
-/* What goes on in there is no business of stderr's. */
-static void test_quiet(void (*body)(void), const char *what)
-{
-    char path[300];
-    off_t n = -1;
-    const int keep = dup(2);
-    int to;
-
-    snprintf(path, sizeof path, "%s/stderr", dir);
-    to = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    fflush(stderr);
-    if (keep >= 0 && to >= 0 && dup2(to, 2) == 2) {
-        body();
-        fflush(stderr);
-        n = lseek(2, 0, SEEK_END);
-        dup2(keep, 2);
-    }
-    if (to >= 0)
-        close(to);
-    if (keep >= 0)
-        close(keep);
-    unlink(path);
-    tap_ok(n == 0, "%s: the libraries print nothing (%jd bytes)", what, (intmax_t)n);
-}
 
 /* ---- out and in again ---- */
 
@@ -136,13 +73,13 @@ static bool round_trip(const char *ending, const struct image *m, const char *sp
     snprintf(path, sizeof path, "%s/a%s", dir, ending);
     snprintf(twin, sizeof twin, "%s/b%s", dir, ending);
     ok = image_can_save(path, m->type, &e) == OK && image_save(path, m, spec, 0, &e) == OK
-        && image_save(twin, m, spec, 0, &e) == OK && image_load(&back, path, true, &e) == OK && same(m, &back);
+        && image_save(twin, m, spec, 0, &e) == OK && image_load(&back, path, true, &e) == OK && image_same(m, &back);
     if (ok && spec)
         ok = image_spec(&text, path, &e) == OK && !strcmp(text, spec);
     else if (ok)
         ok = image_spec(&text, path, &e) == E_NONE && is_err(&e, E_NONE, path) && !text;
-    a = slurp(path);
-    b = slurp(twin);
+    a = bytes_read(path);
+    b = bytes_read(twin);
     ok = ok && a.n && a.n == b.n && !memcmp(a.p, b.p, a.n);
     if (!ok)
         tap_note("%s, type %d, %" PRId64 " channels, %zu bytes of spec: %s", ending, m->type, m->C,
@@ -225,7 +162,7 @@ static void test_jpeg(void)
                 && back.H == m.H && back.W == m.W && back.C == C;
             far[k] = ok ? worst(&m, &back) : 999;
             image_free(&back);
-            b = slurp(path);
+            b = bytes_read(path);
             size[k] = b.n;
             free(b.p);
         }
@@ -237,7 +174,7 @@ static void test_jpeg(void)
         struct image m = smooth(3), back = { 0 }, plain = { 0 };
         char *text = text_of(spec[k]), *got = NULL;
         bool ok = !image_save(path, &m, NULL, 95, &e) && !image_load(&plain, path, true, &e)
-            && !image_save(path, &m, text, 95, &e) && !image_load(&back, path, true, &e) && same(&back, &plain)
+            && !image_save(path, &m, text, 95, &e) && !image_load(&back, path, true, &e) && image_same(&back, &plain)
             && !image_spec(&got, path, &e) && !strcmp(got, text);
         tap_ok(ok, "JPEG with a spec of %zu bytes%s%s", spec[k], ok ? "" : ": ", ok ? "" : e.text);
         free(text);
@@ -339,13 +276,13 @@ static void test_full_disk(void)
         bool ok;
         snprintf(path, sizeof path, "%s/%s", dir, name[i]);
         ok = image_save(path, &small, "old", 0, &e) == OK;
-        before = slurp(path);
+        before = bytes_read(path);
         now = was;
         now.rlim_cur = 20000;
         setrlimit(RLIMIT_FSIZE, &now);
         ok &= image_save(path, &m, NULL, 0, &e) == E_IO && is_err(&e, E_IO, path);
         setrlimit(RLIMIT_FSIZE, &was);
-        after = slurp(path);
+        after = bytes_read(path);
         ok &= before.n && before.n == after.n && !memcmp(before.p, after.p, after.n);
         ok &= unlink(path) == 0;
         tap_ok(ok && rmdir(dir) == 0 && mkdir(dir, 0700) == 0, "full disk: %s", e.text);
@@ -364,7 +301,7 @@ int main(void)
         printf("Bail out! %s: %s\n", dir, strerror(errno));
         return 1;
     }
-    test_quiet(test_round_trips, "writing");
+    image_quiet(dir, test_round_trips, "writing");
     test_jpeg();
     test_jpeg_chroma();
     test_foreign_text();
