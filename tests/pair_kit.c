@@ -104,23 +104,31 @@ static void set_inputs(const struct pair_kit *k, const struct pair_run *r, struc
         for (int p = 0; p < r->n_pair; p++)
             of_depth |= r->pair[p].y == i && r->pair[p].checkpoint->y;
         q->input[i] = (struct pipeline_input){ .prompt = of_depth ? depth : x, .negative = no,
-                                               .picture = k->picture[i] };
+                                               .picture = k->picture[i], .mask = r->masked[i] ? k->mask : NULL };
     }
     memcpy(q->pair, r->pair, sizeof r->pair);
     memcpy(q->contrast, r->contrast, sizeof r->contrast);
 }
 
-int pair_kit_run(const struct pair_kit *k, const struct pair_run *r, struct pair_latents *out, struct err *e)
+struct pipeline_base pair_kit_base(const struct pair_kit *k, const struct lora_set *lora)
 {
     const struct base_model *b = k->base;
-    const struct pipeline_base pipe = { &b->unet, &b->vae, &b->text, &b->schedule, &b->unet_weights, &b->vae_weights,
-                                        &b->text_weights, r->lora };
+
+    return (struct pipeline_base){ &b->unet, &b->vae, &b->text, &b->schedule, &b->unet_weights, &b->vae_weights,
+                                   &b->text_weights, lora };
+}
+
+int pair_kit_cost(const struct pair_kit *k, const struct pair_run *r, struct pair_latents *out,
+                  struct pipeline_cost *cost, struct err *e)
+{
+    const struct pipeline_base pipe = pair_kit_base(k, r->lora);
     const struct pipeline_sink sink = { take, out, { NULL, NULL } };
     struct pair_plan plan = { 0 };
     struct pipeline_request q = { .n_input = r->n_input, .n_pair = r->n_pair, .n_contrast = r->n_contrast,
                                   .width = PAIR_W, .height = PAIR_H, .steps = 10, .cfg = r->cfg, .seed = 4321,
                                   .eta = strcmp(r->sampler, "ddim") ? 0 : 1, .rng = NOISE_TORCH_CPU, .count = 1,
                                   .batch = 1, .joint_scale = 1, .official = r->official, .plan = &plan,
+                                  .same_pictures = r->same_pictures,
                                   .sampler = (enum sampler_kind)sampler_kind_of(r->sampler) };
     struct device dev;
     int rc;
@@ -128,13 +136,19 @@ int pair_kit_run(const struct pair_kit *k, const struct pair_run *r, struct pair
     out->n = 0;
     set_inputs(k, r, &q);
     rc = pair_parse(&plan, r->schedule, input_name, q.n_input, q.steps, r->official ? PAIR_OFFICIAL : 0, e);
-    rc = rc ? rc : device_open(&dev, "cpu", 2, e);
-    if (!rc) {
-        rc = pipeline_run(&dev, r->bf16 ? BF16 : F32, &pipe, &q, &sink, NULL, e);
+    if (!rc && r->through)
+        rc = pipeline_next(r->through, &q, r->more, &sink, cost, e);
+    else if (!rc && !(rc = device_open(&dev, r->device ? r->device : "cpu", 2, e))) {
+        rc = pipeline_run(&dev, r->bf16 ? BF16 : F32, &pipe, &q, &sink, cost, e);
         device_close(&dev);
     }
     pair_free(&plan);
     return rc;
+}
+
+int pair_kit_run(const struct pair_kit *k, const struct pair_run *r, struct pair_latents *out, struct err *e)
+{
+    return pair_kit_cost(k, r, out, NULL, e);
 }
 
 double pair_kit_distance(const float *got, const float *want)

@@ -34,6 +34,10 @@ struct pair_run {
     struct pipeline_pair pair[2];
     struct pipeline_contrast contrast[2];
     const struct lora_set *lora;
+    bool masked[PAIR_INPUTS];                   /* with the kit's mask */
+    const char *device;                         /* NULL: cpu */
+    struct pipeline *through;                   /* NULL: one of its own; else on that one's device */
+    bool same_pictures, more;                   /* for the pipeline that it goes through */
 };
 
 struct pair_latents {
@@ -46,6 +50,9 @@ void pair_kit_close(struct pair_kit *k);
 
 /* y of `depth` has the prompt with its trigger word. */
 int pair_kit_run(const struct pair_kit *k, const struct pair_run *r, struct pair_latents *out, struct err *e);
+int pair_kit_cost(const struct pair_kit *k, const struct pair_run *r, struct pair_latents *out,
+                  struct pipeline_cost *cost, struct err *e);
+struct pipeline_base pair_kit_base(const struct pair_kit *k, const struct lora_set *lora);
 
 /* How far the worst input is from the goldens NAME.x, NAME.y, ..; infinity if one is not there. */
 double pair_kit_off(const struct pair_latents *got, const struct golden *g, const char *name, int n_input);
