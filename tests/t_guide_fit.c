@@ -99,7 +99,7 @@ static void open_all(void)
     for (int i = 0; i < PAIRS; i++)
         for (int k = 0; k < 2; k++) {
             float square[8 * 8 * 3];
-            char name[16];
+            char name[32];
 
             snprintf(name, sizeof name, "fit.%c%d", "xy"[k], i);
             golden_draw(square, 8 * 8 * 3, name, GOLDEN_SEED, 1);
