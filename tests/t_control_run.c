@@ -220,6 +220,9 @@ static void test_same(void)
     tap_ok(ok, "without guidance, in bf16, with pndm and a mask %s", said("err"));
 }
 
+#define ALL SMALL " --unicon depth --y depth=y.png --y-mask depth=y2.png --controlnet c1 --controlnet c2:0.5 " \
+    "--y c1=x.png --y c2=y.png --guide y --guide-steps 2 --cond-guidance 1 --cond-guidance depth=0.5:0.5,0 --count 3"
+
 /* Beside a pair: y does not see it but through x, and x alone with it is x in a pair of no weight. */
 static void test_pairs(void)
 {
@@ -241,6 +244,11 @@ static void test_pairs(void)
         && !sample(SMALL " --unicon depth --y y=y2.png --controlnet c1 --y c1=y.png --cond-guidance 2:1,1 "
                    "--save-latents b -o b.png");
     tap_ok(ok && same_latents("a", "b"), "condition guidance compares with what has it too %s", said("err"));
+    ok = !sample(ALL " --save-latents a -o a.png --sheet a-sheet.png")
+        && !sample(ALL " --batch 2 --threads 1 --save-latents b -o b.png") && !sample("--replay a-1.png -o r.png");
+    tap_ok(ok && same_latents("a", "b") && same_of("y", "a", "b") && same_file("a-1.png", "r.png")
+           && same_file("a-1_y.png", "r_y.png"), "two of them, a pair, a mask, every guidance, in batches, again %s",
+           said("err"));
     adapters_close(a);
 }
 
