@@ -15,7 +15,7 @@
 struct weight;
 
 /* Write (Co,KH,KW,Ci) of w->pack_type into dst, host memory; on the null device only take from w->stage what that takes
- * and give it back. */
+ * and give it back. Who makes his values from others' may fill w->bias here too: a product packs before it reads it. */
 typedef int weight_fetch_fn(const struct weight *w, void *dst, struct err *e);
 
 struct weight {
