@@ -2,6 +2,7 @@
 # tests/run.sh TAPDIR TEST...: run TAP programs and scripts under prove and end with `N passed, N failed`.
 # What each test printed is kept in TAPDIR/NAME.tap; each has an empty directory of its own in $TMPDIR.
 # TEST_SECONDS (900) ends a test that hangs; it counts as one failure more.
+# TEST_JOBS tests run at a time, by default one for each processor.
 if [ "$1" = --one ]; then
     name=$(basename "$3")
     tap=$2/$name.tap
@@ -32,7 +33,7 @@ dir=$1
 shift
 rm -rf "$dir"
 mkdir -p "$dir" || exit 1
-prove --exec "sh $0 --one $dir" "$@"
+prove -j "${TEST_JOBS:-$(nproc 2>/dev/null || echo 1)}" --exec "sh $0 --one $dir" "$@"
 rc=$?
 passed=$(cat "$dir"/*.tap 2>/dev/null | grep -c '^ok')
 failed=$(cat "$dir"/*.tap 2>/dev/null | grep -c '^not ok')
