@@ -199,6 +199,9 @@ def main():
         sys.exit("usage: full_pairs.py CHECKOUT BASE DIRECTORY [PROGRAM [CASE ..]]")
     checkout, base, folder, *program = sys.argv[1:]
     names = program[1:] or list(CASES)
+    for name in names:
+        if name not in CASES:
+            sys.exit(f"full_pairs.py: there is no case '{name}'; there are {', '.join(CASES)}")
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     write_inputs(base, folder)
