@@ -76,7 +76,7 @@ enum { JOINT_MAX_PAIR = 8 };
 
 struct joint_pair {
     int x, y;                               /* inputs; -1: not in this batch, both weights are 0 */
-    float wx, wy;                           /* weights of what x and y get */
+    float wx, wy;                           /* weights of what x and y get; with both 0 y still has its y-LoRA */
     struct joint *joint;
 };
 
@@ -84,15 +84,15 @@ struct joint_run {
     int n_input, n_pair;
     struct joint_pair pair[JOINT_MAX_PAIR];
     float scale;                            /* joint scale: multiplies what every row gets; 1 */
-    bool off;                               /* no joint attention; y rows keep their y-LoRA */
     bool unread[JOINT_MAX_PAIR];            /* nobody reads the UNet's output for this input: it may be left undone */
 };
 
-/* Low-rank terms of the self- (1) or text attention (2) of input k: those of every joint that has k as its y. Returns
- * how many; out has room for JOINT_MAX_PAIR. */
 /* Rows of a batch of B that somebody reads, as ranges from first[i] on, n[i] long; all of them for r NULL. Returns how
  * many; room for JOINT_MAX_PAIR. */
 int joint_read_rows(const struct joint_run *r, int64_t B, int64_t *first, int64_t *n);
+
+/* Low-rank terms of the self- (1) or text attention (2) of input k: those of every joint that has k as its y. Returns
+ * how many; out has room for JOINT_MAX_PAIR. */
 int joint_y_terms(const struct joint_run *r, int k, int block, int attn, int projection, struct op_lora *out);
 
 #endif

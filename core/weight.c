@@ -49,6 +49,8 @@ int weight_values(const struct weight *w, float *dst, struct err *e)
 {
     struct weight as_f32 = *w;
 
+    if (w->raw && w->arena->place == ARENA_NULL)
+        return OK;
     if (w->raw) {
         dtype_to_f32(dst, w->raw->data, w->raw->type, tensor_count(w->raw));
         return OK;

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "core/model/controlnet.h"
-#include "tests/golden.h"
+#include "tests/golden_tensor.h"
 #include "tests/tap.h"
 #include "tests/tiny.h"
 
@@ -86,44 +86,12 @@ __attribute__((format(printf, 1, 2))) static const struct golden_tensor *want(co
     return g;
 }
 
-/* A golden (B,C,H,W) as (B,H,W,C). */
 static struct tensor *input(struct run *r, const struct golden_tensor *g, enum dtype type)
 {
-    const int64_t *d = g->dim, nhwc[] = { d[0], d[2], d[3], d[1] };
-    struct tensor *x = tensor_new(&r->mem.meta, &r->mem.model, type, g->n_dim, g->n_dim == 4 ? nhwc : d, &r->e);
-    float *v = malloc(sizeof *v * (size_t)g->n);
-
-    if (!x || !v)
-        die(r->e.text);
-    memcpy(v, g->f, sizeof *v * (size_t)g->n);
-    for (int64_t b = 0, i = 0; g->n_dim == 4 && b < d[0]; b++)
-        for (int64_t p = 0; p < d[2] * d[3]; p++)
-            for (int64_t c = 0; c < d[1]; c++)
-                v[i++] = g->f[(b * d[1] + c) * d[2] * d[3] + p];
-    dtype_from_f32(x->data, type, v, g->n);
-    free(v);
-    return x;
+    return golden_tensor_new(g, 1, type, &r->mem);
 }
 
-static double off(struct run *r, const struct tensor *got, const struct golden_tensor *g)
-{
-    struct tensor *w = input(r, g, F32);
-    float *v = malloc(sizeof *v * (size_t)g->n);
-    double d = 0, n = 0;
-
-    if (!got || !v || tensor_count(got) != g->n) {
-        free(v);
-        return INFINITY;
-    }
-    dtype_to_f32(v, got->data, got->type, g->n);
-    for (int64_t i = 0; i < g->n; i++) {
-        const double x = ((float *)w->data)[i];
-        d += (v[i] - x) * (v[i] - x);
-        n += x * x;
-    }
-    free(v);
-    return sqrt(d / n);
-}
+static double off(const struct tensor *got, const struct golden_tensor *g) { return golden_tensor_off(got, g, 1); }
 
 struct pass {
     struct tensor *x, *time, *hint, *y;
@@ -174,8 +142,8 @@ static void test_pass(enum dtype type)
 
         if (!walk(&r, &p, name[i], 1, 0)) {
             for (int k = 0; k < N_RESIDUAL; k++)
-                worst = fmax(worst, off(&r, k < p.added.n ? p.added.skip[k] : p.added.mid, want("%s.r%d", name[i], k)));
-            y = off(&r, p.y, want("%s.y", name[i]));
+                worst = fmax(worst, off(k < p.added.n ? p.added.skip[k] : p.added.mid, want("%s.r%d", name[i], k)));
+            y = off(p.y, want("%s.y", name[i]));
         }
         tap_ok(p.added.n == N_RESIDUAL - 1 && worst <= most(name[i], type) && y <= most(name[i], type),
                "%s, %s: residuals %.1e, the UNet's answer %.1e of %.1e %s", name[i], dtype_name(type), worst, y,
@@ -195,15 +163,15 @@ static void test_gradient(void)
 
     begin(&r, F32);
     p.x = two.x = input(&r, want("pass.x"), F32);
-    tap_ok(!walk(&r, &two, "pass", 2, 0) && off(&r, two.y, want("pass.y")) <= forward_f32,
+    tap_ok(!walk(&r, &two, "pass", 2, 0) && off(two.y, want("pass.y")) <= forward_f32,
            "a second network of weight 0 adds nothing %s", r.e.text);
-    tap_ok(!walk(&r, &two, "pass", 2, 0.4f) && off(&r, two.y, want("pass.y")) > 0.01,
+    tap_ok(!walk(&r, &two, "pass", 2, 0.4f) && off(two.y, want("pass.y")) > 0.01,
            "one of weight 0.4 does %s", r.e.text);
     r.t.recording = true;
     tape_watch(p.x, NULL);
     if (!walk(&r, &p, "pass", 1, 0) && !tape_backward(&r.t, p.y, input(&r, want("pass.dy"), F32), &r.e)) {
-        y = off(&r, p.y, want("pass.y"));
-        dx = off(&r, p.x->grad, want("pass.dx"));
+        y = off(p.y, want("pass.y"));
+        dx = off(p.x->grad, want("pass.dx"));
     }
     tap_ok(y <= forward_f32 && dx <= gradient_f32, "recorded: %.1e, gradient of the latents %.1e of %.0e %s", y, dx,
            gradient_f32, r.e.text);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "tests/adapters.h"
-#include "tests/golden.h"
+#include "tests/golden_tensor.h"
 #include "tests/tap.h"
 #include "tests/tiny.h"
 
@@ -88,52 +88,16 @@ static const struct golden_tensor *want(const char *name, const char *of)
     return g;
 }
 
-/* Row r of ours in the golden's order: there inputs alternate within each half of the guidance batch. */
-static int64_t golden_row(int64_t r, int64_t rows, int n_input)
-{
-    const int64_t each = rows / n_input;
-
-    return r % each * n_input + r / each;
-}
-
-/* A golden (R,C,H,W), (R,T,D) or (R) as a tensor with rows in our order, channels last. */
 static struct tensor *input(struct bench *b, const struct golden_tensor *g, int n_input, enum dtype type)
 {
-    const int64_t R = g->dim[0], n = g->n / R, C = g->n_dim == 4 ? g->dim[1] : 1, P = n / C;
-    const int64_t dim[] = { R, g->n_dim == 4 ? g->dim[2] : g->dim[1], g->n_dim == 4 ? g->dim[3] : g->dim[2], C };
-    struct tensor *x = tensor_new(&b->mem.meta, &b->mem.model, type, g->n_dim, dim, &b->e);
-    float *v = malloc(sizeof *v * (size_t)g->n);
-
-    if (!x || !v)
-        die("out of memory");
-    for (int64_t r = 0; r < R; r++)
-        for (int64_t p = 0; p < P; p++)
-            for (int64_t c = 0; c < C; c++)
-                v[r * n + p * C + c] = g->f[golden_row(r, R, n_input) * n + c * P + p];
-    dtype_from_f32(x->data, type, v, g->n);
-    free(v);
-    return x;
+    return golden_tensor_new(g, n_input, type, &b->mem);
 }
 
-static double off(struct bench *b, const struct tensor *got, const struct golden_tensor *g, int n_input)
+static double off(const struct bench *b, const struct tensor *got, const struct golden_tensor *g, int n_input)
 {
-    struct tensor *w = input(b, g, n_input, F32);
-    float *v = malloc(sizeof *v * (size_t)g->n);
-    double d = 0, s = 0;
-
-    if (!got || !v || tensor_count(got) != g->n) {
-        tap_note("%s", got ? "another size" : b->e.text);
-        free(v);
-        return INFINITY;
-    }
-    dtype_to_f32(v, got->data, got->type, g->n);
-    for (int64_t i = 0; i < g->n; i++) {
-        const double x = ((float *)w->data)[i];
-        d += (v[i] - x) * (v[i] - x);
-        s += x * x;
-    }
-    free(v);
-    return sqrt(d / s);
+    if (!got)
+        tap_note("%s", b->e.text);
+    return golden_tensor_off(got, g, n_input);
 }
 
 /* What it is asked for lies on the stack, as callers have it: nothing may point there when gradients are found. */
@@ -149,8 +113,8 @@ static struct tensor *denoise(struct bench *b, const char *given, const struct j
         : unet_forward(&b->t, b->unet, x, time, &text, &call, &b->e);
 }
 
-static const struct { const char *ending; float wx, wy; bool off; } variant[] = {
-    { "", 1, 1, false }, { "_off", 1, 1, true }, { "_uneven", 0.5f, 2, false },
+static const struct { const char *ending; float wx, wy; } variant[] = {
+    { "", 1, 1 }, { "_off", 0, 0 }, { "_uneven", 0.5f, 2 },
 };
 
 /* dx of variant `full`, from what the forward pass left, *kept bytes. */
@@ -208,10 +172,9 @@ static void check(struct bench *b, const char *name, struct joint_run r, const f
         double error, most;
 
         snprintf(full, sizeof full, "%s%s", name, variant[i].ending);
-        r.off = variant[i].off;
         for (int p = 0; p < r.n_pair; p++) {
-            r.pair[p].wx = i == 2 ? variant[i].wx : weights ? weights[2 * p] : 1;
-            r.pair[p].wy = i == 2 ? variant[i].wy : weights ? weights[2 * p + 1] : 1;
+            r.pair[p].wx = i || !weights ? variant[i].wx : weights[2 * p];
+            r.pair[p].wy = i || !weights ? variant[i].wy : weights[2 * p + 1];
         }
         y = denoise(b, name, &r, x, false);
         error = off(b, y, want(full, "y"), r.n_input);
@@ -255,6 +218,7 @@ static void check_ways(struct bench *b, const char *name, struct joint_run r, co
     struct tensor *x = input(b, want(name, "x"), r.n_input, F32), *y;
     const int64_t each = tensor_count(x) / r.n_input;
     float *shared, *one_by_one, *read;
+    char none[64];
     double error;
     bool same;
 
@@ -273,6 +237,12 @@ static void check_ways(struct bench *b, const char *name, struct joint_run r, co
     tap_ok(error <= forward_f32 && apart_by(one_by_one, shared, each * r.n_input) <= ways_f32,
            "%s, product by product: %.1e; from the other way %.1e of %.0e", name, error,
            apart_by(one_by_one, shared, each * r.n_input), ways_f32);
+    r.scale = 0;
+    snprintf(none, sizeof none, "%s_off", name);
+    error = off(b, denoise(b, name, &r, x, false), want(none, "y"), r.n_input);
+    tape_reset(&b->t);
+    tap_ok(error <= forward_f32, "%s, product by product with joint scale 0: %.1e", name, error);
+    r.scale = 1;
     for (int p = 0; p < r.n_pair; p++)
         r.pair[p].joint->apart = false;
     same = true;

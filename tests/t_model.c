@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/rng.h"
-#include "tests/golden.h"
+#include "tests/golden_tensor.h"
 #include "tests/tap.h"
 #include "tests/tiny.h"
 
@@ -77,46 +77,16 @@ static const struct golden_tensor *want(const char *model, const char *name)
     return g;
 }
 
-/* A golden (B,C,H,W) as (B,H,W,C), or as it is if it has fewer dimensions, in `type`. */
 static struct tensor *input(struct run *r, const struct golden_tensor *g, enum dtype type)
 {
-    const int64_t *d = g->dim, nhwc[] = { d[0], d[2], d[3], d[1] };
-    struct tensor *x = tensor_new(&r->mem.meta, &r->mem.model, type, g->n_dim, g->n_dim == 4 ? nhwc : d, &r->e);
-    float *v = malloc(sizeof *v * (size_t)g->n);
-
-    if (!x || !v)
-        die(&r->e);
-    memcpy(v, g->f, sizeof *v * (size_t)g->n);
-    for (int64_t b = 0, i = 0; g->n_dim == 4 && b < d[0]; b++)
-        for (int64_t p = 0; p < d[2] * d[3]; p++)
-            for (int64_t c = 0; c < d[1]; c++)
-                v[i++] = g->f[(b * d[1] + c) * d[2] * d[3] + p];
-    dtype_from_f32(x->data, type, v, g->n);
-    free(v);
-    return x;
+    return golden_tensor_new(g, 1, type, &r->mem);
 }
 
-/* ||got - want|| / ||want||; want in NCHW where it has four dimensions. */
-static double off(struct run *r, const struct tensor *got, const struct golden_tensor *g)
+static double off(const struct run *r, const struct tensor *got, const struct golden_tensor *g)
 {
-    struct tensor *w;
-    float *v = malloc(sizeof *v * (size_t)g->n);
-    double d = 0, n = 0;
-
-    if (!got || tensor_count(got) != g->n || !v) {
-        tap_note("%s: %s", g->name, got ? "another size" : r->e.text);
-        free(v);
-        return INFINITY;
-    }
-    w = input(r, g, F32);
-    dtype_to_f32(v, got->data, got->type, g->n);
-    for (int64_t i = 0; i < g->n; i++) {
-        const double x = ((float *)w->data)[i];
-        d += (v[i] - x) * (v[i] - x);
-        n += x * x;
-    }
-    free(v);
-    return sqrt(d / n);
+    if (!got)
+        tap_note("%s", r->e.text);
+    return golden_tensor_off(got, g, 1);
 }
 
 /* What diffusers' bfloat16 is off by, and half as much again. */

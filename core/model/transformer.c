@@ -7,8 +7,9 @@
  *     h += attention(n) + joint_scale (wx Px to the rows of x, wy Py to those of y)
  *
  * W[a] is the base's own weight with adapter a: xy_lora always works on features of x, yx_lora on those of y. Rows of y
- * have y_lora in self- and text attention. The inputs of a run differ in their adapters, so each is computed by itself;
- * without gradients results go into the rows of h, with them they are joined. */
+ * have y_lora in self- and text attention. What the base's weights make of n is computed once for all rows where
+ * adapters only add to it; the rest differs from input to input and is computed by input. Without gradients results go
+ * into the rows of h, with them they are joined. transformer_pair.c has the joint attention. */
 #include "core/model/transformer.h"
 
 static const float norm_eps = 1e-6f, layer_norm_eps = 1e-5f;
@@ -96,10 +97,10 @@ static struct tensor *self_attention(struct tape *t, struct transformer *a, stru
         if (!(in = transformer_rows(t, n, r, k, e)) || !(rows[k] = transformer_rows(t, h, r, k, e))
             || (!transformer_skips(t, a, r, k) && !(rows[k] = self_rows(t, a, r, k, rows[k], in, &base, e))))
             return NULL;
-    for (int i = 0; r && !r->off && i < r->n_pair; i++) {
+    for (int i = 0; r && i < r->n_pair; i++) {
         const struct joint_pair *p = &r->pair[i];
 
-        if (p->joint->block[a->block].has_post && (p->wx != 0 || p->wy != 0)
+        if (p->joint->block[a->block].has_post && (p->wx != 0 || p->wy != 0) && r->scale != 0
             && transformer_pair(t, a, r, p, n, &base, &rows[p->x], &rows[p->y], e))
             return NULL;
     }

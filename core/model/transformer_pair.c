@@ -149,9 +149,13 @@ int transformer_pair(struct tape *t, struct transformer *a, const struct joint_r
     const bool both = j->kind == JOINT_CONV_FUSE || j->apart;
     const struct tape_mark m = tape_mark(t);
     struct side side[2] = { { .in = transformer_rows(t, n, r, p->x, e) }, { .in = NULL } };
-    int rc = side[X].in && (side[Y].in = transformer_rows(t, n, r, p->y, e)) ? OK : e->code;
+    int rc;
 
-    for (int s = X; s <= Y && !rc && (w[X] != 0 || w[Y] != 0); s++)
+    if (w[X] == 0 && w[Y] == 0)
+        return OK;
+    rc = side[X].in && (side[Y].in = transformer_rows(t, n, r, p->y, e)) ? OK : e->code;
+
+    for (int s = X; s <= Y && !rc; s++)
         rc = both || w[s] != 0 ? attend(t, a, r, p, side, s, base, e) : OK;
     if (!rc && j->apart)
         rc = apart_out(t, a, j, side, w, h, e);
