@@ -1,10 +1,9 @@
-/* core/diffusion/pipeline_denoise.c: from noise to latents: for each row of the schedule one pass of the UNet over all
- * inputs, guidance, a step for those that walk, the masks.
+/* core/diffusion/pipeline_denoise.c: from noise to latents: for each row of the schedule what the model says
+ * (pipeline_eps.c), a step for the inputs that walk, the masks.
  *
- * Latents: input k of image i is row k n + i. Rows of the UNet lie input by input too, with guidance those of the
- * negative prompt before the prompt's. An image's random numbers are drawn in the order of the reference pipelines, so
- * that torch's sequences give the same: the latents of the pictures, the initial noise, with a mask the latents of the
- * masked pictures (drawn and not used), then a step's noise as it comes. */
+ * An image's random numbers are drawn in the order of the reference pipelines, so that torch's sequences give the
+ * same: the latents of the pictures, the initial noise, with a mask the latents of the masked pictures (drawn and
+ * not used), then a step's noise as it comes. */
 #include "core/diffusion/pipeline_batch.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-/* core/diffusion/pipeline_run.h: what pipeline.c and pipeline_denoise.c share: one run while it is under way. */
+/* core/diffusion/pipeline_run.h: what the files of the pipeline share: one run while it is under way. */
 #ifndef UNICON_CORE_DIFFUSION_PIPELINE_RUN_H
 #define UNICON_CORE_DIFFUSION_PIPELINE_RUN_H
 
