@@ -128,7 +128,7 @@ int sample_make_controls(struct sample_inputs *in, const struct spec *spec, stru
             rc = err_set(e, E_ARG, "--controlnet: '%s' has no picture to follow: say --y %s%sIMAGE", c->name,
                          in->n_unicon + in->n_control > 1 ? c->name : "",
                          in->n_unicon + in->n_control > 1 ? "=" : "");
-        rc = rc ? rc : load(in, spec, c, path, e);
+        rc = rc || c->picture ? rc : load(in, spec, c, path, e);
         q->control[q->n_control++] = (struct pipeline_control){ &c->file->config, &c->file->weights, c->picture,
                                                                 (float)c->weight };
     }

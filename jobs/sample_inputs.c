@@ -163,7 +163,6 @@ static int load_picture(struct sample_inputs *in, const struct spec *spec, const
         rc = err_set(e, E_NOMEM, "out of memory for a picture of %" PRId64 " x %" PRId64, W, H);
     rc = rc ? rc : image_to_signed(in->picture[k], &fit, e);
     image_free(&fit);
-    in->request.input[k].picture = in->picture[k];
     return rc;
 }
 
@@ -188,10 +187,10 @@ static int load_mask(struct sample_inputs *in, const struct spec *spec, const ch
     image_free(&fit);
     image_free(&plain);
     image_free(&m);
-    in->request.input[k].mask = in->mask[k];
     return rc;
 }
 
+/* Those that are there already are not read again. */
 static int load_pictures(struct sample_inputs *in, const struct spec *spec, struct err *e)
 {
     int rc = OK;
@@ -203,13 +202,15 @@ static int load_pictures(struct sample_inputs *in, const struct spec *spec, stru
             rc = sample_value_of(&picture, in, spec, "y", k, e);
             rc = rc ? rc : sample_value_of(&mask, in, spec, "y-mask", k, e);
         }
-        if (!rc && picture)
+        if (!rc && picture && !in->picture[k])
             rc = load_picture(in, spec, k ? "y" : "x", picture, k, e);
         if (!rc && mask && !picture)
             rc = err_set(e, E_ARG, "--%s says what to do with a picture: say which, --%s IMAGE",
                          k ? "y-mask" : "x-mask", k ? "y" : "x");
-        if (!rc && mask)
+        if (!rc && mask && !in->mask[k])
             rc = load_mask(in, spec, k ? "y-mask" : "x-mask", mask, k, e);
+        in->request.input[k].picture = in->picture[k];
+        in->request.input[k].mask = in->mask[k];
     }
     return rc;
 }
@@ -323,7 +324,7 @@ static int fill_request(struct sample_inputs *in, const struct spec *spec, struc
     return OK;
 }
 
-/* All but the files of weights. */
+/* All but the files of weights; pictures that are there stay. */
 static int set_values(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
 {
     int rc = fill_request(in, spec, e);
@@ -341,16 +342,20 @@ static void free_values(struct sample_inputs *in)
 {
     for (int k = 0; k < PAIR_MAX_INPUT; k++) {
         free(in->noise[k]);
-        free(in->mask[k]);
-        free(in->picture[k]);
-        in->noise[k] = in->mask[k] = in->picture[k] = NULL;
+        in->noise[k] = NULL;
         in->held[k] = false;
     }
-    for (int i = 0; i < PIPELINE_MAX_CONTROL; i++) {
-        free(in->control[i].picture);
-        in->control[i].picture = NULL;
-    }
     pair_free(&in->plan);
+}
+
+static void free_pictures(struct sample_inputs *in)
+{
+    for (int k = 0; k < PAIR_MAX_INPUT; k++) {
+        free(in->mask[k]);
+        free(in->picture[k]);
+    }
+    for (int i = 0; i < PIPELINE_MAX_CONTROL; i++)
+        free(in->control[i].picture);
 }
 
 int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e)
@@ -374,6 +379,7 @@ int sample_inputs_again(struct sample_inputs *in, const struct spec *spec, const
 void sample_inputs_close(struct sample_inputs *in)
 {
     free_values(in);
+    free_pictures(in);
     sample_close_controls(in);
     for (int i = 0; i < JOINT_MAX_PAIR; i++)
         unicon_file_close(in->unicon[i]);

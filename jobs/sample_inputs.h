@@ -44,7 +44,7 @@ struct sample_inputs {
 
 /* *in is zeroed first and may be closed whether or not this succeeds. */
 int sample_inputs_open(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e);
-/* The values of another spec with the same model, adapters and checkpoints: these files stay as they are. */
+/* The values of another spec that names the same files and sizes: what was read of weights and pictures stays. */
 int sample_inputs_again(struct sample_inputs *in, const struct spec *spec, const struct job_env *env, struct err *e);
 void sample_inputs_close(struct sample_inputs *in);
 
