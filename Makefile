@@ -4,6 +4,7 @@
 # `make asan check` runs the tests in a build with address and undefined-behaviour checks.
 VERSION = 0.1.0
 CC = gcc
+CXX = g++
 PREFIX = /usr/local
 CUDA = auto
 CUDA_ARCH = sm_80,sm_89,sm_90
@@ -89,7 +90,11 @@ OBJ := $(SRC:%.c=$B/%.o) $(foreach i,$(ISAS),$(CPU:%.c=$B/%.$i.o)) $(CU:%.cu=$B/
 PROGRAMS := $(patsubst cmd/%.c,$(BIN)/%,$(wildcard cmd/unicon-*.c))
 CMD := $(patsubst %.c,$B/%.o,$(filter-out cmd/unicon-%,$(wildcard cmd/*.c)))
 KIT := $(patsubst %.c,$B/%.o,$(filter-out tests/t_%,$(wildcard tests/*.c)))
-TESTS := $(patsubst tests/%.c,$B/%,$(wildcard tests/t_*.c))
+# The CUDA twin is tested on a device (t_cuda* skip where none is) and on the emulated one of tests/emu (emu/t_cuda*).
+EMU_OBJ = $(patsubst %.cc,$B/%.o,$(wildcard tests/emu/*.cc)) $(patsubst %.cu,$B/emu/%.o,$(wildcard kernels/*_cuda.cu)) \
+    $(filter-out %.cu.o %/cuda_none.o,$(OBJ))
+EMU_TESTS := $(patsubst tests/%.c,$B/emu/%,$(wildcard tests/t_cuda*.c))
+TESTS := $(patsubst tests/%.c,$B/%,$(wildcard tests/t_*.c)) $(EMU_TESTS)
 SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
@@ -114,7 +119,7 @@ define stamp
 $1: FORCE
 	@mkdir -p $$(@D); echo '$2' | cmp -s - $$@ || echo '$2' >$$@
 endef
-$(eval $(call stamp,$B/flags,$(CC) $(CC_VERSION) $(CFLAGS) $(NVCC) $(CUDA_VERSION) $(NVFLAGS)))
+$(eval $(call stamp,$B/flags,$(CC) $(CC_VERSION) $(CFLAGS) $(CXX) $(NVCC) $(CUDA_VERSION) $(NVFLAGS)))
 $(eval $(call stamp,$B/objects,$(OBJ)))
 
 $B/libunicon.a: $(OBJ) $B/objects
@@ -141,6 +146,20 @@ $(BIN)/unicon-%: $B/cmd/unicon-%.o $(CMD) $B/libunicon.a
 $B/t_%: $B/tests/t_%.o $B/kit.a $B/libunicon.a
 	$(LINK)
 $B/t_cli: $(CMD)
+EMU_FLAGS = -std=c++17 $(subst -O3,-O2,$(OPT_$(VARIANT))) -g $(WARN) -Itests/emu -I. -ffp-contract=off -fno-math-errno \
+    -fno-trapping-math -fno-strict-aliasing -Wno-unused-function -Wno-pedantic -MMD -MP
+$B/tests/emu/%.o: tests/emu/%.cc $B/flags
+	@mkdir -p $(@D)
+	$(call say,$(CXX))$(CXX) $(EMU_FLAGS) -c $< -o $@
+$B/emu/kernels/%.o: kernels/%.cu $B/flags
+	@mkdir -p $(@D)
+	$(call say,$(CXX))$(CXX) $(EMU_FLAGS) -x c++ -c $< -o $@
+$B/libunicon-emu.a: $(EMU_OBJ) $B/objects
+$B/emu/t_%: $B/tests/t_%.o $B/kit.a $B/libunicon-emu.a
+	$(LINK)
+$B/emu/unicon-%: $B/cmd/unicon-%.o $(CMD) $B/libunicon-emu.a
+	$(LINK)
+$B/emu/%: LIBS += -lstdc++
 $B/tool/%: $B/tests/tool/%.o $B/kit.a $B/libunicon.a
 	$(LINK)
 $B/demo/%: $B/tests/demo/%.o $B/libunicon.a
@@ -155,23 +174,23 @@ $(eval $(call stamp,$B/peers,$(HAVE_OPENBLAS) $(HAVE_DNNL)))
 $B/bench: LIBS += $(if $(call yes,OPENBLAS),-lopenblas) $(if $(call yes,DNNL),-ldnnl)
 $B/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon.a
 	$(LINK)
--include $(wildcard $(patsubst %,$B/%/*.d,kernels core core/* store store/* jobs cmd tests tests/*))
+-include $(wildcard $(patsubst %,$B/%/*.d,kernels emu/kernels tests/emu core core/* store store/* jobs cmd tests tests/*))
 
 # ---- needs: make builds this file first where a goal needs it, and starts over when something was installed ----
 SYSTEMS = apt-get dnf pacman zypper
 SYSTEM_apt-get = tiff=libtiff-dev jpeg=libjpeg-dev png=libpng-dev jansson=libjansson-dev unistring=libunistring-dev \
-    libc=libc6-dev omp=libomp-dev prove=perl blas=libopenblas-dev dnnl=libdnnl-dev install='apt-get -qq \
+    libc=libc6-dev cxx=g++ omp=libomp-dev prove=perl blas=libopenblas-dev dnnl=libdnnl-dev install='apt-get -qq \
     update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends'
 SYSTEM_dnf = tiff=libtiff-devel jpeg=libjpeg-turbo-devel png=libpng-devel jansson=jansson-devel \
-    unistring=libunistring-devel libc=glibc-devel omp=libomp-devel prove=perl-Test-Harness blas=openblas-devel \
+    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl-Test-Harness blas=openblas-devel \
     dnnl=onednn-devel install='dnf -y install'
 SYSTEM_pacman = tiff=libtiff jpeg=libjpeg-turbo png=libpng jansson=jansson unistring=libunistring \
-    libc=gcc omp=openmp prove=perl blas=openblas dnnl=onednn install='pacman -S --noconfirm --needed'
+    libc=gcc cxx=gcc omp=openmp prove=perl blas=openblas dnnl=onednn install='pacman -S --noconfirm --needed'
 SYSTEM_zypper = tiff=libtiff-devel jpeg=libjpeg8-devel png=libpng16-devel jansson=libjansson-devel \
-    unistring=libunistring-devel libc=glibc-devel omp=libomp-devel prove=perl blas=openblas-devel dnnl=onednn-devel \
+    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl blas=openblas-devel dnnl=onednn-devel \
     install='zypper -n install'
 compiles = echo 'int main(void) { return 0; }' | $(CC) $1 -x c - -o $(BUILD)/probe 2>/dev/null
-NEED = command -v $(CC) >/dev/null || miss $(notdir $(CC)); $(call compiles,) || miss $$libc; \
+NEED = command -v $(CC) >/dev/null || miss $(notdir $(CC)); command -v $(CXX) >/dev/null || miss $$cxx; $(call compiles,) || miss $$libc; \
     $(call compiles,-fopenmp -include omp.h) || case '$(CC)' in (*clang*) miss $$omp;; esac; rm -f $(BUILD)/probe; \
     $(foreach u,$(USES),test '$(call has,$(firstword $(subst :, ,$u)),$(lastword $(subst :, ,$u)))' || \
     miss $$$(lastword $(subst :, ,$u));) command -v prove >/dev/null || miss $$prove; \
@@ -183,7 +202,7 @@ ifneq ($(and $(deps_goal),$(if $(findstring n,$(firstword -$(MAKEFLAGS))),,run))
 include $(BUILD)/deps.mk
 $(BUILD)/deps.mk: FORCE
 	@mkdir -p $(BUILD); [ -f $@ ] || : >$@; missing=; miss() { missing="$$missing $$*"; }; \
-	for pm in $(SYSTEMS) none; do command -v $$pm >/dev/null && break; done; libc=libc omp=libomp prove=prove install=; \
+	for pm in $(SYSTEMS) none; do command -v $$pm >/dev/null && break; done; libc=libc cxx=g++ omp=libomp prove=prove install=; \
 	$(foreach u,$(USES),$(lastword $(subst :, ,$u))=lib$(lastword $(subst :, ,$u));) \
 	case $$pm in $(foreach m,$(SYSTEMS),($m) $(SYSTEM_$m);;) esac; $(NEED) $(NEED_$(deps_goal)) \
 	[ "$$missing" ] || exit 0; echo "missing:$$missing"; as=; [ "$$(id -u)" = 0 ] || as=sudo; \

@@ -1,5 +1,7 @@
-/* kernels/cuda_none.c: the CUDA twin of a build without CUDA. */
+/* kernels/cuda_none.c: kernels/dev.h and the CUDA twin of a build without CUDA. */
 #include "kernels/dev.h"
+
+static const char none[] = "this build has no CUDA";
 
 const struct kern *kern_cuda(void)
 {
@@ -11,6 +13,76 @@ int dev_cuda_probe(struct dev_cuda_info *out, int max, const char **why)
     (void)out;
     (void)max;
     if (why)
-        *why = "this build has no CUDA";
+        *why = none;
     return K_LAUNCH;
+}
+
+int dev_cuda_open(struct dev_queue **out, int device, const char **why)
+{
+    (void)device;
+    *out = NULL;
+    if (why)
+        *why = none;
+    return K_LAUNCH;
+}
+
+void dev_cuda_close(struct dev_queue *q) { (void)q; }
+const char *dev_cuda_why(void) { return none; }
+size_t dev_cuda_step(void) { return (size_t)32 << 20; }
+
+void *dev_cuda_reserve(size_t bytes)
+{
+    (void)bytes;
+    return NULL;
+}
+
+int dev_cuda_commit(void *base, size_t from, size_t to)
+{
+    (void)base;
+    (void)from;
+    (void)to;
+    return K_LAUNCH;
+}
+
+void dev_cuda_unreserve(void *base, size_t committed, size_t bytes)
+{
+    (void)base;
+    (void)committed;
+    (void)bytes;
+}
+
+int dev_cuda_put(struct dev_queue *q, void *dst, const void *src, size_t bytes)
+{
+    (void)q;
+    (void)dst;
+    (void)src;
+    (void)bytes;
+    return K_LAUNCH;
+}
+
+int dev_cuda_get(struct dev_queue *q, void *dst, const void *src, size_t bytes)
+{
+    return dev_cuda_put(q, dst, src, bytes);
+}
+
+int dev_cuda_sync(struct dev_queue *q)
+{
+    (void)q;
+    return K_LAUNCH;
+}
+
+int dev_cuda_pace(struct dev_queue *q) { return dev_cuda_sync(q); }
+
+int dev_cuda_graph_begin(struct dev_queue *q, uint64_t key)
+{
+    (void)key;
+    return dev_cuda_sync(q);
+}
+
+int dev_cuda_graph_end(struct dev_queue *q) { return dev_cuda_sync(q); }
+
+void dev_cuda_counts(const struct dev_queue *q, struct dev_cuda_counts *out)
+{
+    (void)q;
+    *out = (struct dev_cuda_counts){ 0, 0, 0 };
 }

@@ -17,7 +17,10 @@
  *    packs, workspaces and scratch are 64-byte aligned.
  *  - Outputs are written whole and never read first, unless the comment says "accumulates".
  *  - A result does not depend on n_threads, nor on what else is in the batch, bit for bit.
- *  - An output may not overlap an input unless the comment says so. */
+ *  - An output may not overlap an input unless the comment says so.
+ *  - On the CUDA twin pointers are the device's, results (sums too) are there when the queue has got to them, and
+ *    failures of the device may be told later. Raw weights for `pack` may also lie in the host's memory, and may
+ *    change when it returns. n_threads is 1. Backward kernels are K_MISSING so far. */
 #ifndef UNICON_KERNELS_KERN_H
 #define UNICON_KERNELS_KERN_H
 
@@ -36,7 +39,8 @@ enum kstatus {
     K_OK = 0,
     K_ARG = -1,         /* sizes or types that the contract does not allow */
     K_SCRATCH = -2,     /* kctx.scratch or a workspace is too small */
-    K_LAUNCH = -3       /* the device refused or failed */
+    K_LAUNCH = -3,      /* the device refused or failed */
+    K_MISSING = -4      /* this twin does not have it */
 };
 
 /* What the null twin adds up, exactly: FLOPs of the products (1 multiply-add = 2) and of nothing
@@ -49,7 +53,7 @@ struct kctx {
     int n_threads;              /* >= 1 */
     void *scratch;              /* n_threads blocks of scratch_bytes, 64-byte aligned */
     size_t scratch_bytes;       /* per thread, >= kern.scratch_bytes */
-    void *stream;               /* CUDA: the stream that everything is queued on */
+    void *stream;               /* CUDA: the struct dev_queue (kernels/dev.h) that everything is queued on */
     struct kcount *count;       /* null twin: where to add; may be NULL */
 };
 
@@ -265,7 +269,7 @@ struct kern {
                      int64_t rows, int64_t n, bool accumulate);
     /* y, dense with sizes v->dim, takes x at strides v->stride (0 repeats): NCHW <-> NHWC and the like. */
     int (*permute)(struct kctx *k, void *y, const void *x, enum dtype type, const struct kview4 *v);
-    /* y (n,D) = table (V,D) rows id; ids outside [0,V) are K_ARG on the CPU. */
+    /* y (n,D) = table (V,D) rows id; ids outside [0,V) are K_ARG on the CPU, rows of NaN on a device. */
     int (*gather)(struct kctx *k, void *y, enum dtype y_type, const void *table, enum dtype table_type,
                   const int32_t *id, int64_t n, int64_t V, int64_t D);
     /* dtable (V,D) f32 accumulates dy rows, in order of n. */
@@ -330,7 +334,7 @@ const struct kern *kern_cpu(const char *isa);
 /* Names of the instruction sets in this build, worst first, NULL-terminated. */
 const char *const *kern_cpu_names(void);
 
-/* The CUDA twin, NULL in a build without one. */
+/* The CUDA twin, NULL in a build without one. It is there where no device is: for sizes and plans. */
 const struct kern *kern_cuda(void);
 
 /* The null twin: checks arguments as the others do, adds to kctx.count, touches no memory. Pack sizes and

@@ -1,0 +1,75 @@
+/* kernels/cuda_product.h: products on the device: how a kconv is cut into them, and the two ways to compute one.
+ * Private to kernels/. The planner (cuda_plan.c) is plain C and needs no device.
+ *
+ * A product is  y(pixel, o) = act(alpha * sum over parts, taps (a,b) and channels c of
+ *                                 x(i*stride - pad_t + a, j*stride - pad_l + b, c) w(o, a, b, c) + bias + ..) + residual
+ * for `B` images of Ho x Wo pixels. Packs are (Co, KH*KW, Cp) with Cp = Ci rounded up to 8 and zeros in between, K-major:
+ * a row of a pack is what one output channel needs, taps outside, channels inside.
+ *  - K_PACK_UP packs are four of these, 2x2 taps each, one after the other for phases (0,0) (0,1) (1,0) (1,1); a kconv
+ *    with such parts becomes four products that write every second pixel
+ *  - gated packs have value and gate of a channel side by side: row 2j is value j, row 2j + 1 is gate j. Biases are not
+ *    interleaved: bias[j] and bias[Co/2 + j]                                                                          */
+#ifndef UNICON_KERNELS_CUDA_PRODUCT_H
+#define UNICON_KERNELS_CUDA_PRODUCT_H
+
+#include "kernels/kern.h"
+
+struct product_part {
+    const void *x;              /* (B,H,W,Ci), pixels ldx elements apart */
+    int64_t ldx;
+    const void *w;              /* (Co,KH*KW,Cp) of the product's type */
+    int64_t H, W, Ci, Cp;
+    int KH, KW, stride, pad_t, pad_l;
+    int up;                     /* 2: x is doubled by nearest neighbour first, cropped to Ho x Wo */
+};
+
+struct product {
+    enum dtype type;            /* of x and w */
+    int64_t B, Ho, Wo, Co;
+    int n_part;
+    struct product_part part[3];
+    float alpha;
+    const float *bias;
+    const void *row_add;
+    int64_t row_add_ld;
+    enum kact act;
+    const void *residual;       /* at y's pixels */
+    int64_t residual_ld;
+    void *y;                    /* pixel (i,j) is pixel (i*y_step + y_i, j*y_step + y_j) of an image Hy x Wy */
+    enum dtype y_type;
+    int64_t ldy, Hy, Wy;
+    int y_step, y_i, y_j;
+};
+
+enum product_way {
+    PRODUCT_LT,                 /* cuBLASLt on the pixels laid out as rows (im2col), in f32, then an epilogue kernel */
+    PRODUCT_TILES               /* our tensor-core kernel; 16-bit types; reads pixels where they are (implicit GEMM) */
+};
+
+struct product_plan {
+    enum product_way way;
+    /* PRODUCT_LT: rows (pixels) at a time that fit the scratch; columns in place where no im2col is needed (1x1) */
+    int64_t rows;
+    bool in_place, direct;      /* direct: cuBLASLt writes y itself, no epilogue kernel */
+    /* PRODUCT_TILES */
+    int tile_m, tile_n, tile_k, stages, split;
+};
+
+/* Cut c into products; returns how many (1 or 4), or K_ARG. */
+int product_cut(struct product out[4], const struct kconv *c);
+
+/* The way to compute p on a device of capability cc with n_sm multiprocessors. scratch: bytes of kctx.scratch. */
+void product_choose(struct product_plan *out, const struct product *p, int cc, int n_sm, size_t scratch);
+
+/* Bytes of scratch that every plan can do with: the twin's scratch_bytes. */
+size_t product_scratch_bytes(void);
+
+#ifdef __cplusplus
+int product_lt(struct kctx *k, const struct product *p, const struct product_plan *plan);      /* product_cuda.cu */
+int product_tiles(struct kctx *k, const struct product *p, const struct product_plan *plan);   /* tiles_cuda.cu */
+#endif
+
+/* For tests and figures: 0 lets the planner choose, 1 + way forces a way wherever it can do the product. */
+extern int product_forced;
+
+#endif

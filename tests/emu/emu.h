@@ -1,0 +1,11 @@
+/* tests/emu/emu.h: between the emulator's own files. */
+#ifndef UNICON_EMU_EMU_H
+#define UNICON_EMU_EMU_H
+
+#include <functional>
+
+void emu_run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body);
+int emu_thread(void);           /* number of the running thread in its block */
+void emu_copies_left(void);     /* a thread ends: its asynchronous copies must have been waited for */
+
+#endif

@@ -1,0 +1,225 @@
+/* tests/emu/ptx.cc: the instructions of kernels/cuda_ptx.cuh on the emulated device. An asynchronous copy lands when it
+ * is waited for, not before. */
+#include <vector>
+
+#include "kernels/cuda_ptx.cuh"
+
+#include "emu.h"
+
+/* ---- half precision ---- */
+
+float ptx_f16_to_f32(unsigned h)
+{
+    const uint32_t sign = (h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023;
+    uint32_t u;
+    float f;
+
+    if (e == 0) {
+        f = ldexpf((float)m, -24);
+        return sign ? -f : f;
+    }
+    u = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+unsigned ptx_f32_to_f16(float x)
+{
+    uint32_t u;
+
+    memcpy(&u, &x, 4);
+    const unsigned sign = u >> 16 & 0x8000u;
+    const uint32_t a = u & 0x7fffffffu;
+    if (a > 0x7f800000u)
+        return 0x7fff;
+    if (a >= 0x477ff000u)
+        return sign | 0x7c00;
+    if (a < 0x38800000u) {              /* subnormal: multiples of 2^-24 */
+        float abs;
+
+        memcpy(&abs, &a, 4);
+        return sign | (unsigned)nearbyintf(abs * 16777216.0f);
+    }
+    return sign | ((a - 0x38000000u + 0xfffu + (a >> 13 & 1)) >> 13);
+}
+
+float ptx_exp2(float x)
+{
+    const float y = exp2f(x);
+
+    return y < 0x1p-126f ? 0 : y;
+}
+
+/* ---- asynchronous copies ---- */
+
+struct copy {
+    void *to;
+    unsigned char value[16];
+    const void *from;
+};
+struct copies {
+    std::vector<struct copy> open;
+    std::vector<std::vector<struct copy>> group;
+};
+static struct copies of_thread[1024];
+
+static void check16(const void *p, const char *what)
+{
+    if ((uintptr_t)p % 16)
+        emu_die(what);
+}
+
+void ptx_copy16(void *shared, const void *global, bool there)
+{
+    struct copy c = { shared, { 0 }, there ? global : NULL };
+
+    check16(shared, "an asynchronous copy to an address that is no multiple of 16");
+    check16(global, "an asynchronous copy from an address that is no multiple of 16");
+    of_thread[emu_thread()].open.push_back(c);
+}
+
+void ptx_copy_commit(void)
+{
+    struct copies *c = &of_thread[emu_thread()];
+
+    c->group.push_back(std::move(c->open));
+    c->open.clear();
+}
+
+void ptx_copy_wait_up_to(int n)
+{
+    struct copies *c = &of_thread[emu_thread()];
+
+    while (c->group.size() > (size_t)n) {
+        for (const struct copy &i : c->group.front()) {
+            if (i.from)
+                memcpy(i.to, i.from, 16);
+            else
+                memset(i.to, 0, 16);
+        }
+        c->group.erase(c->group.begin());
+    }
+}
+
+void emu_copies_left(void)
+{
+    struct copies *c = &of_thread[emu_thread()];
+
+    for (const auto &g : c->group)
+        if (!g.empty())
+            emu_die("a thread ends before its asynchronous copies are waited for");
+    if (!c->open.empty())
+        emu_die("a thread ends with asynchronous copies in no group");
+    c->group.clear();
+}
+
+/* ---- matrices ---- */
+
+struct load {
+    uint32_t *r;
+    const void *row;
+    int n;
+    bool trans;
+};
+
+static uint16_t element(void *const lane[32], int matrix, int row, int column)
+{
+    const struct load *l = (const struct load *)lane[8 * matrix + row];
+    uint16_t v;
+
+    memcpy(&v, (const char *)l->row + 2 * column, 2);
+    return v;
+}
+
+static void load_all(void *const lane[32], unsigned mask)
+{
+    if (mask != 0xffffffffu)
+        emu_die("ldmatrix by part of a warp");
+    const struct load *first = (const struct load *)lane[0];
+    for (int i = 0; i < 8 * first->n; i++)
+        check16(((const struct load *)lane[i])->row, "ldmatrix of a row that is not aligned to 16");
+    for (int i = 0; i < 32; i++) {
+        struct load *l = (struct load *)lane[i];
+
+        for (int k = 0; k < l->n; k++) {
+            const int r = i / 4, c = i % 4 * 2;
+            const uint32_t low = l->trans ? element(lane, k, c, r) : element(lane, k, r, c);
+            const uint32_t high = l->trans ? element(lane, k, c + 1, r) : element(lane, k, r, c + 1);
+
+            l->r[k] = low | high << 16;
+        }
+    }
+}
+
+static void load(uint32_t *r, const void *row, int n, bool trans)
+{
+    struct load l = { r, row, n, trans };
+
+    emu_warp(0xffffffffu, &l, load_all);
+}
+
+void ptx_ldmatrix_x4(uint32_t r[4], const void *row) { load(r, row, 4, false); }
+void ptx_ldmatrix_x2(uint32_t r[2], const void *row) { load(r, row, 2, false); }
+void ptx_ldmatrix_x4_trans(uint32_t r[4], const void *row) { load(r, row, 4, true); }
+void ptx_ldmatrix_x2_trans(uint32_t r[2], const void *row) { load(r, row, 2, true); }
+
+struct mma {
+    float *d;
+    const uint32_t *a, *b;
+    int k;
+    bool bf16;
+};
+
+static float value(uint32_t word, int i, bool bf16)
+{
+    const uint32_t h = i ? word >> 16 : word & 0xffffu;
+    const uint32_t u = h << 16;
+    float f;
+
+    if (!bf16)
+        return ptx_f16_to_f32(h);
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static void mma_all(void *const lane[32], unsigned mask)
+{
+    float A[16][16], B[16][8];
+    const struct mma *first = (const struct mma *)lane[0];
+
+    if (mask != 0xffffffffu)
+        emu_die("mma by part of a warp");
+    for (int l = 0; l < 32; l++) {
+        const struct mma *m = (const struct mma *)lane[l];
+
+        for (int i = 0; i < 2; i++)
+            for (int h = 0; h < m->k / 8; h++) {
+                for (int below = 0; below < 2; below++)
+                    A[l / 4 + 8 * below][l % 4 * 2 + i + 8 * h] = value(m->a[below + 2 * h], i, m->bf16);
+                B[l % 4 * 2 + i + 8 * h][l / 4] = value(m->b[h], i, m->bf16);
+            }
+    }
+    for (int l = 0; l < 32; l++) {
+        const struct mma *m = (const struct mma *)lane[l];
+
+        for (int i = 0; i < 4; i++) {
+            float sum = m->d[i];
+
+            for (int k = 0; k < first->k; k++)
+                sum += A[l / 4 + i / 2 * 8][k] * B[k][l % 4 * 2 + i % 2];
+            m->d[i] = sum;
+        }
+    }
+}
+
+static void mma(float *d, const uint32_t *a, const uint32_t *b, int k, bool bf16)
+{
+    struct mma m = { d, a, b, k, bf16 };
+
+    emu_warp(0xffffffffu, &m, mma_all);
+}
+
+void ptx_mma_k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) { mma(d, a, b, 16, true); }
+void ptx_mma_k16_f16(float d[4], const uint32_t a[4], const uint32_t b[2]) { mma(d, a, b, 16, false); }
+void ptx_mma_k8_bf16(float d[4], const uint32_t a[2], uint32_t b) { mma(d, a, &b, 8, true); }
+void ptx_mma_k8_f16(float d[4], const uint32_t a[2], uint32_t b) { mma(d, a, &b, 8, false); }
