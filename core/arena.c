@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "core/poison.h"
+#include "kernels/dev.h"
 
 static const size_t step_bytes = (size_t)2 << 20;       /* of commits: a huge page */
 static const size_t max_cap = SIZE_MAX >> 4;            /* far beyond any machine; sums of two fit */
@@ -31,10 +32,10 @@ static size_t round_up(size_t n, size_t to)
     return (n + to - 1) / to * to;
 }
 
-static size_t reserved(const struct arena *a)
-{
-    return a->cap ? round_up(a->cap, step_bytes) : step_bytes;
-}
+/* How memory comes: a huge page at a time, on a device what it maps at once. */
+static size_t step_of(const struct arena *a) { return a->place == ARENA_CUDA ? dev_cuda_step() : step_bytes; }
+
+static size_t reserved(const struct arena *a) { return round_up(a->cap ? a->cap : 1, step_of(a)); }
 
 /* A range on a boundary of huge pages, which are asked for: activations are read from end to end. */
 static char *map_range(size_t bytes)
@@ -53,13 +54,16 @@ static char *map_range(size_t bytes)
     return p + front;
 }
 
+static const char *why_not(const struct arena *a)
+{
+    return a->place == ARENA_CUDA ? dev_cuda_why() : strerror(errno);
+}
+
 int arena_init(struct arena *a, const char *name, enum arena_place place, size_t cap_bytes, struct err *e)
 {
     memset(a, 0, sizeof *a);
     a->name = name;
     a->place = place;
-    if (place == ARENA_CUDA)
-        return err_set(e, E_DEVICE, "arena '%s': built without CUDA", name);
     if (cap_bytes > max_cap)
         return err_set(e, E_NOMEM, "arena '%s': nobody has %zu bytes", name, cap_bytes);
     a->cap = cap_bytes;
@@ -70,11 +74,12 @@ int arena_init(struct arena *a, const char *name, enum arena_place place, size_t
     if (place == ARENA_NULL)
         a->base = (char *)(null_first + (atomic_fetch_add(&null_next, reserved(a)) & (SIZE_MAX >> 2)));
     else
-        a->base = map_range(reserved(a));
+        a->base = place == ARENA_CUDA ? dev_cuda_reserve(reserved(a)) : map_range(reserved(a));
     if (!a->base) {
         a->cap = 0;
-        return err_set(e, E_NOMEM, "arena '%s': the system does not give %zu bytes of address space: %s", name,
-                       cap_bytes, strerror(errno));
+        return err_set(e, place == ARENA_CUDA ? E_DEVICE : E_NOMEM,
+                       "arena '%s': the system does not give %zu bytes of address space: %s", name, cap_bytes,
+                       why_not(a));
     }
     return OK;
 }
@@ -84,7 +89,8 @@ void arena_free(struct arena *a)
     if (a->base && a->place == ARENA_HOST) {
         UNPOISON(a->base, a->committed);
         munmap(a->base, reserved(a));
-    }
+    } else if (a->base && a->place == ARENA_CUDA)
+        dev_cuda_unreserve(a->base, a->committed, reserved(a));
     memset(a, 0, sizeof *a);
 }
 
@@ -94,8 +100,15 @@ static bool commit(struct arena *a, size_t need)
     const size_t limit = reserved(a), least = round_up(need, step_bytes);
     size_t to = round_up(need + a->committed / 8, step_bytes);
 
-    if (a->place != ARENA_HOST || need <= a->committed)
+    if (a->place == ARENA_NULL || need <= a->committed)
         return true;
+    if (a->place == ARENA_CUDA) {
+        to = round_up(need, step_of(a));
+        if (dev_cuda_commit(a->base, a->committed, to))
+            return false;
+        a->committed = to;
+        return true;
+    }
     if (to > limit)
         to = limit;
     if (mprotect(a->base + a->committed, to - a->committed, PROT_READ | PROT_WRITE)) {
@@ -132,8 +145,8 @@ void *arena_push(struct arena *a, size_t bytes, struct err *e)
         return NULL;
     }
     if (!commit(a, a->used + need)) {
-        err_set(e, E_NOMEM, "arena '%s': the system does not give %zu bytes beyond %zu: %s", a->name, bytes, a->used,
-                strerror(errno));
+        err_set(e, E_NOMEM, "arena '%s': the %s does not give %zu bytes beyond %zu: %s", a->name,
+                a->place == ARENA_CUDA ? "device" : "system", bytes, a->used, why_not(a));
         return NULL;
     }
     p = a->base + a->used;

@@ -9,7 +9,8 @@
  *
  * A host arena reserves `cap` bytes of address space once and commits pages as it grows, so addresses never
  * move and running out is a clean E_NOMEM. A null arena hands out addresses that nobody may read and only
- * counts: the same pushes give the same high-water mark as a host arena, exactly. */
+ * counts: the same pushes give the same high-water mark as a host arena, exactly. A CUDA arena is memory of the calling
+ * thread's device (kernels/dev.h), committed as a host arena is; the host must not touch it. */
 #ifndef UNICON_CORE_ARENA_H
 #define UNICON_CORE_ARENA_H
 

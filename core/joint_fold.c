@@ -42,11 +42,18 @@ static float *adapted(const struct fold *f, struct kctx *k, struct arena *stage,
 }
 
 /* Sums in double: few and long. P has rows of `ld`. */
-static void fold_bias(const struct fold *f, const float *P, int64_t ld, float *bias)
+static int fold_bias(const struct fold *f, const float *P, int64_t ld, struct tensor *out, struct arena *stage,
+                     struct err *e)
 {
     const int64_t C = f->out->Co;
-    const float *bo = f->out->bias->data, *row = P + f->to * f->fused * C * ld;
+    const float *row = P + f->to * f->fused * C * ld;
+    float *bo = arena_push(stage, (size_t)C * sizeof *bo, e);
+    float *bias = bo ? arena_push(stage, (size_t)C * sizeof *bias, e) : NULL;
 
+    if (!bias || device_get(f->dev, bo, f->out->bias->data, (size_t)C * sizeof *bo, e))
+        return e->code;
+    if (!f->dev->kern->computes)
+        return OK;
     for (int64_t i = 0; i < C; i++) {
         double sum = 0;
 
@@ -54,6 +61,7 @@ static void fold_bias(const struct fold *f, const float *P, int64_t ld, float *b
             sum += (double)row[i * ld + j] * (double)bo[j % C];
         bias[i] = (float)sum;
     }
+    return device_put(f->dev, out->data, bias, (size_t)C * sizeof *bias, e);
 }
 
 static int fold(const struct weight *w, void *dst, struct err *e)
@@ -61,7 +69,7 @@ static int fold(const struct weight *w, void *dst, struct err *e)
     const struct fold *f = w->origin;
     const int64_t C = w->Co, ld = f->post->Ci;
     const size_t mark = arena_mark(w->stage), per_thread = kern_cpu(NULL)->scratch_bytes;
-    struct kctx k = { .n_threads = f->dev->ctx.n_threads, .scratch_bytes = per_thread };
+    struct kctx k = { .n_threads = f->dev->n_threads, .scratch_bytes = per_thread };
     float *o, *P = NULL, *y = NULL;
     int rc;
 
@@ -77,11 +85,10 @@ static int fold(const struct weight *w, void *dst, struct err *e)
 
         rc = product(f->dev, &k, &g, e);
     }
-    if (!rc && f->dev->kern->computes) {
+    if (!rc && f->dev->kern->computes)
         dtype_from_f32(dst, w->pack_type, y, C * C);
-        if (w->bias)
-            fold_bias(f, P, ld, w->bias->data);
-    }
+    if (!rc && w->bias)
+        rc = fold_bias(f, P, ld, w->bias, w->stage, e);
     arena_release(w->stage, mark);
     return rc ? err_in(e, "folding '%s'", w->name) : OK;
 }

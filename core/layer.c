@@ -110,6 +110,21 @@ static struct weights_entry *find(struct layers *l, const char *name, int n_dim,
 
 /* ---- vectors: read now ---- */
 
+static int read_vector(struct layers *l, const struct weights_entry *w, struct tensor *x)
+{
+    const size_t mark = arena_mark(&l->mem->stage);
+    void *values = x->data;
+    int rc;
+
+    if (l->dev->place != ARENA_HOST)
+        values = arena_push(&l->mem->stage, tensor_bytes(x), &l->failed);
+    rc = values ? weights_read(w, values, F32, &l->failed) : l->failed.code;
+    if (!rc && values != x->data)
+        rc = device_put(l->dev, x->data, values, tensor_bytes(x), &l->failed);
+    arena_release(&l->mem->stage, mark);
+    return rc;
+}
+
 static struct tensor *vector(struct layers *l, int64_t n, const char *prefix, const char *suffix)
 {
     const char *name = keep_name(l, prefix, suffix);
@@ -122,7 +137,7 @@ static struct tensor *vector(struct layers *l, int64_t n, const char *prefix, co
     if (!x)
         return NULL;
     x->name = name;
-    if (l->dev->kern->computes && weights_read(w, x->data, F32, &l->failed)) {
+    if (l->dev->kern->computes && read_vector(l, w, x)) {
         err_in(&l->failed, "reading '%s'", name);
         return NULL;
     }
@@ -138,7 +153,7 @@ static int turn(struct device *d, void *dst, const void *src, enum dtype type, i
 
     if (!d->kern->computes)
         return OK;
-    return kern_cpu(NULL)->permute(&(struct kctx){ .n_threads = d->ctx.n_threads }, dst, src, type, &v) ? E_BUG : OK;
+    return kern_cpu(NULL)->permute(&(struct kctx){ .n_threads = d->n_threads }, dst, src, type, &v) ? E_BUG : OK;
 }
 
 /* Rows [first, first + n) in the file's order, as `type`; by the kernels' casts where values lie dense and aligned. */
@@ -155,7 +170,7 @@ static int read_rows(const struct weight *w, const struct origin *o, int64_t fir
     if (s->type > STORED_BF16 || !weights_is_dense(s) || (uintptr_t)s->data % stored_bytes(s->type))
         return weights_read_rows(s, first, n, dst, type, e);
     src = (const char *)s->data + (size_t)(first * row) * stored_bytes(s->type);
-    return kern_cpu(NULL)->cast(&(struct kctx){ .n_threads = o->dev->ctx.n_threads }, dst, type, src, plain[s->type],
+    return kern_cpu(NULL)->cast(&(struct kctx){ .n_threads = o->dev->n_threads }, dst, type, src, plain[s->type],
                                 n * row) ? err_set(e, E_BUG, "'%s' cannot be cast", w->name) : OK;
 }
 
@@ -223,7 +238,11 @@ static int keep_raw(struct layers *l, struct weight *w)
     struct tensor *raw =
         tensor_new(&l->mem->meta, &l->mem->model, l->type, wide ? 4 : 2, wide ? d4 : d2, &l->failed);
 
-    if (!raw || (l->dev->kern->computes && fetch(&fetched, raw->data, &l->failed)))
+    if (!raw)
+        return l->failed.code;
+    if (l->dev->place == ARENA_CUDA)
+        return err_set(&l->failed, E_DEVICE, "'%s': weights are kept for gradients on the processor only", w->name);
+    if (l->dev->kern->computes && fetch(&fetched, raw->data, &l->failed))
         return l->failed.code;
     raw->name = w->name;
     return weight_init(w, w->name, raw, w->bias, w->arena, &l->failed);

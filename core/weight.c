@@ -51,6 +51,8 @@ int weight_values(const struct weight *w, float *dst, struct err *e)
 
     if (w->raw && w->arena->place == ARENA_NULL)
         return OK;
+    if (w->raw && w->arena->place == ARENA_CUDA)
+        return err_set(e, E_DEVICE, "the values of '%s' are on the device", w->name);
     if (w->raw) {
         dtype_to_f32(dst, w->raw->data, w->raw->type, tensor_count(w->raw));
         return OK;

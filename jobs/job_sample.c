@@ -9,6 +9,7 @@
 
 #include "jobs/machine.h"
 #include "jobs/sample_save.h"
+#include "kernels/dev.h"
 
 enum { MAX_BATCH = 1024 };
 
@@ -52,7 +53,7 @@ static int open_device(struct sample_job *j, struct err *e)
 
     if (chosen && strncmp(name, "cpu", 3) && strncmp(name, "cuda", 4))
         return err_set(e, E_ARG, "--device '%.60s': want auto, cpu, cpu:ISA, cuda or cuda:N", name);
-    rc = device_open(&j->dev, chosen ? name : kern_cuda() ? "cuda" : "cpu", n, e);
+    rc = device_open(&j->dev, chosen ? name : dev_cuda_probe(NULL, 0, NULL) > 0 ? "cuda" : "cpu", n, e);
     if (rc)
         return err_in(e, "--device");
     if (!strcmp(type, "auto"))              /* bf16 where there are dot products of it */
@@ -68,14 +69,16 @@ static int open_null(const struct sample_job *j, struct device *null, struct err
     char name[64];
 
     snprintf(name, sizeof name, "null:%s", j->dev.kern->name);
-    return device_open(null, name, j->dev.ctx.n_threads, e);
+    return device_open(null, name, j->dev.n_threads, e);
 }
 
-/* Bytes that the run may take, beside what the process has. */
+/* Bytes that the run may take, beside what the process has: of the device's memory where it has its own. */
 static int64_t room(const struct sample_job *j)
 {
     const int64_t given = (int64_t)spec_uint64(j->shared, "memory");
 
+    if (j->dev.apart)
+        return given ? given : device_free_bytes(&j->dev);
     return (given ? given : machine_free_bytes() + j->base_bytes) - j->base_bytes;
 }
 
@@ -376,7 +379,7 @@ int job_sample(const struct spec *spec, const struct spec *shared, const struct 
         goto out;
     }
     rc = rc ? rc : open_sheet(&j, e);
-    j.base_bytes = machine_resident_bytes();
+    j.base_bytes = j.dev.apart ? 0 : machine_resident_bytes();
     rc = rc ? rc : plan_points(&j, e);
     if (!rc && env->plan)
         say_plan(&j);

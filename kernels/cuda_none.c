@@ -51,6 +51,12 @@ void dev_cuda_unreserve(void *base, size_t committed, size_t bytes)
     (void)bytes;
 }
 
+int64_t dev_cuda_free_bytes(struct dev_queue *q)
+{
+    (void)q;
+    return 0;
+}
+
 int dev_cuda_put(struct dev_queue *q, void *dst, const void *src, size_t bytes)
 {
     (void)q;

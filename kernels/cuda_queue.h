@@ -11,8 +11,8 @@ enum { CUDA_N_STAGE = 4, CUDA_N_GRAPH = 8, CUDA_RUN_AHEAD = 2 };
 
 struct cuda_graph {
     uint64_t key;
-    cudaGraphExec_t exec;               /* NULL: the place is free */
-    int64_t used;                       /* when last: launches counted */
+    cudaGraphExec_t exec;               /* NULL: none made yet */
+    int64_t used;                       /* when last begun, counted from 1; 0: the place is free */
 };
 
 struct dev_queue {
@@ -26,9 +26,9 @@ struct dev_queue {
     int next_stage;
     /* graphs */
     bool capturing;
-    uint64_t capture_key;
+    struct cuda_graph *capture;         /* while capturing: whose */
     struct cuda_graph graph[CUDA_N_GRAPH];
-    int64_t n_graph_launch, n_graph_made;
+    int64_t n_begun, n_graph_launch, n_graph_made;
     /* how far the host runs ahead */
     cudaEvent_t step[CUDA_RUN_AHEAD];
     int64_t n_step;

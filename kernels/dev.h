@@ -56,6 +56,9 @@ void *dev_cuda_reserve(size_t bytes);                   /* NULL: see dev_cuda_wh
 int dev_cuda_commit(void *base, size_t from, size_t to);
 void dev_cuda_unreserve(void *base, size_t committed, size_t bytes);   /* waits for all work on the device */
 
+/* Bytes that the queue's device has free now; 0 if it does not say. */
+int64_t dev_cuda_free_bytes(struct dev_queue *q);
+
 /* ---- copies ---- */
 int dev_cuda_put(struct dev_queue *q, void *dst, const void *src, size_t bytes);    /* src may change at once */
 int dev_cuda_get(struct dev_queue *q, void *dst, const void *src, size_t bytes);    /* waits */
@@ -65,9 +68,10 @@ int dev_cuda_sync(struct dev_queue *q);
 int dev_cuda_pace(struct dev_queue *q);
 
 /* ---- graphs ----
- * Work queued between begin and end becomes one graph, which is launched at the end. `key` names its shape: work of the
- * same key is taken for the same kernels with other arguments, and if it is not, the graph is made anew. What cannot be
- * in a graph (copies from the host, waiting) ends it there; the rest of the work then runs by itself. */
+ * Work queued between begin and end becomes one graph, which is launched at the end; the first time of a key it runs by
+ * itself. `key` names the work's shape: work of the same key is taken for the same kernels with other arguments, and if
+ * it is not, the graph is made anew. What cannot be in a graph (copies from the host, waiting) ends it there; the rest
+ * of the work then runs by itself. The last eight keys are kept. */
 int dev_cuda_graph_begin(struct dev_queue *q, uint64_t key);
 int dev_cuda_graph_end(struct dev_queue *q);
 

@@ -182,6 +182,13 @@ extern "C" int dev_cuda_open(struct dev_queue **out, int device, const char **wh
     return K_OK;
 }
 
+static void forget(struct cuda_graph *g)
+{
+    if (g->exec)
+        (void)cudaGraphExecDestroy(g->exec);
+    g->exec = NULL;
+}
+
 extern "C" void dev_cuda_close(struct dev_queue *q)
 {
     if (!q)
@@ -189,8 +196,7 @@ extern "C" void dev_cuda_close(struct dev_queue *q)
     if (q->stream)
         (void)cudaStreamSynchronize(q->stream);
     for (int i = 0; i < CUDA_N_GRAPH; i++)
-        if (q->graph[i].exec)
-            (void)cudaGraphExecDestroy(q->graph[i].exec);
+        forget(&q->graph[i]);
     if (q->plans)
         cuda_plans_close(q);
     if (q->lt)
@@ -272,6 +278,13 @@ static CUmemAllocationProp on_current_device(void)
     return prop;
 }
 
+extern "C" int64_t dev_cuda_free_bytes(struct dev_queue *q)
+{
+    size_t free_bytes = 0, total = 0;
+
+    return cuda_check_call(q, cudaMemGetInfo(&free_bytes, &total), "asking for free memory") ? (int64_t)free_bytes : 0;
+}
+
 /* Memory comes in the driver's granules, 2 MiB on all devices so far; 32 MiB at a time makes for few mappings. */
 extern "C" size_t dev_cuda_step(void) { return least_step * 16; }
 
@@ -348,35 +361,35 @@ extern "C" void dev_cuda_unreserve(void *base, size_t committed, size_t bytes)
 
 /* ---- graphs ---- */
 
-static struct cuda_graph *place_for(struct dev_queue *q, uint64_t key)
+/* The place of this key; *known: it was begun before. The place that was not used for longest is taken else. */
+static struct cuda_graph *place_for(struct dev_queue *q, uint64_t key, bool *known)
 {
     struct cuda_graph *oldest = &q->graph[0];
 
+    *known = true;
     for (int i = 0; i < CUDA_N_GRAPH; i++) {
-        if (q->graph[i].exec && q->graph[i].key == key)
+        if (q->graph[i].used && q->graph[i].key == key)
             return &q->graph[i];
         if (q->graph[i].used < oldest->used)
             oldest = &q->graph[i];
     }
+    *known = false;
     return oldest;
 }
 
-/* The executable of this key with the arguments of `graph`; made anew where its shape is another. */
+/* The executable of the captured key with the arguments of `graph`; made anew where its shape is another. */
 static cudaGraphExec_t executable(struct dev_queue *q, cudaGraph_t graph)
 {
-    struct cuda_graph *g = place_for(q, q->capture_key);
+    struct cuda_graph *g = q->capture;
     cudaGraphExecUpdateResultInfo info;
 
-    g->used = ++q->n_graph_launch;
-    if (g->exec && g->key == q->capture_key) {
+    q->n_graph_launch++;
+    if (g->exec) {
         if (cudaGraphExecUpdate(g->exec, graph, &info) == cudaSuccess)
             return g->exec;
         (void)cudaGetLastError();
     }
-    if (g->exec)
-        (void)cudaGraphExecDestroy(g->exec);
-    g->exec = NULL;
-    g->key = q->capture_key;
+    forget(g);
     q->n_graph_made++;
     return cuda_check_call(q, cudaGraphInstantiate(&g->exec, graph, 0), "making a graph") ? g->exec : NULL;
 }
@@ -402,12 +415,24 @@ static int leave_capture(struct dev_queue *q)
     return q->status;
 }
 
+/* Work of a key that is new runs by itself: kernels are loaded, weights packed and memory mapped when they are first
+ * needed, and none of that belongs in a graph. */
 extern "C" int dev_cuda_graph_begin(struct dev_queue *q, uint64_t key)
 {
+    struct cuda_graph *g;
+    bool known;
+
     if (q->capturing)
         return K_ARG;
-    q->capture_key = key;
-    q->capturing = cuda_check_call(q, cudaStreamBeginCapture(q->stream, cudaStreamCaptureModeThreadLocal),
+    g = place_for(q, key, &known);
+    g->used = ++q->n_begun;
+    if (!known) {
+        forget(g);
+        g->key = key;
+        return K_OK;
+    }
+    q->capture = g;
+    q->capturing = cuda_check_call(q, cudaStreamBeginCapture(q->stream, cudaStreamCaptureModeRelaxed),
                                    "capturing a graph");
     return cuda_take_failure(q);
 }

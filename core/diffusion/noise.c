@@ -13,11 +13,12 @@ void noise_init(struct noise *n, enum noise_kind kind, enum dtype type, uint64_t
 }
 
 /* The next numbers of the sequence, in torch's order (R,C,HW), to f32 (R,HW,C). */
-static int draw_torch(struct noise *n, struct tensor *x, struct arena *work, struct err *e)
+static int draw_torch(struct noise *n, struct device *dev, struct tensor *x, struct arena *work, struct err *e)
 {
     const int64_t count = tensor_count(x), C = x->dim[3], HW = x->dim[1] * x->dim[2];
     void *raw = arena_push(work, (size_t)count * dtype_bytes(n->type), e);
-    float *turned = x->data, *plane = raw ? arena_push(work, (size_t)count * sizeof *plane, e) : NULL;
+    float *all = raw ? arena_push(work, (size_t)count * sizeof *all, e) : NULL, *turned = all;
+    float *plane = all ? arena_push(work, (size_t)count * sizeof *plane, e) : NULL;
 
     if (!plane)
         return e ? e->code : E_NOMEM;
@@ -30,7 +31,7 @@ static int draw_torch(struct noise *n, struct tensor *x, struct arena *work, str
         for (int64_t i = 0; i < HW; i++)
             for (int64_t c = 0; c < C; c++)
                 turned[i * C + c] = plane[c * HW + i];
-    return OK;
+    return device_put(dev, x->data, all, tensor_bytes(x), e);
 }
 
 static int draw_philox(const struct noise *n, struct device *dev, enum rng_purpose purpose, uint32_t step, uint64_t row,
@@ -60,9 +61,7 @@ int noise_draw(struct noise *n, struct device *dev, enum rng_purpose purpose, ui
         return draw_philox(n, dev, purpose, step, row, x, e);
     if (!dev->kern->computes)
         return OK;
-    if (dev->place != ARENA_HOST)
-        return err_set(e, E_DEVICE, "torch's numbers are drawn on the processor only");
-    rc = draw_torch(n, x, work, e);
+    rc = draw_torch(n, dev, x, work, e);
     arena_release(work, mark);
     return rc;
 }

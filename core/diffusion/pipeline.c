@@ -18,20 +18,29 @@ int pipeline_start(double A, int N) { return A > 0 ? (int)((1 - A) * (N - 1)) : 
 
 /* ---- stages and what they cost ---- */
 
-static size_t stage_bytes(const struct stage *s)
+static size_t tape_bytes(const struct device *d, const struct tape_memory *m)
 {
-    return arena_high(&s->mem.meta) + arena_high(&s->mem.model) + arena_high(&s->mem.stage) + arena_high(&s->tape.meta)
-        + tape_peak_bytes(&s->tape) + arena_high(&s->noted.meta) + tape_peak_bytes(&s->noted);
+    return device_arena_bytes(d, arena_high(&m->step)) + device_arena_bytes(d, arena_high(&m->grad_arena))
+        + device_arena_bytes(d, arena_high(&m->scratch)) + (d->apart ? 0 : arena_high(&m->meta));
+}
+
+/* Where the device has memory of its own, that is what counts. */
+static size_t stage_bytes(const struct device *d, const struct stage *s)
+{
+    return device_arena_bytes(d, arena_high(&s->mem.model)) + tape_bytes(d, &s->tape) + tape_bytes(d, &s->noted)
+        + (d->apart ? 0 : arena_high(&s->mem.meta) + arena_high(&s->mem.stage));
 }
 
 /* What has been counted since the last time belongs to `kind`; all that is in use now may be its peak. */
 static void account(struct run *r, enum pipeline_stage kind)
 {
-    size_t bytes = arena_high(&r->keep) + arena_high(&r->keep_meta) + r->dev->threads.high;
+    const struct device *d = r->dev;
+    size_t bytes = device_arena_bytes(d, arena_high(&r->keep)) + device_arena_bytes(d, d->threads.high)
+        + (d->apart ? 0 : arena_high(&r->keep_meta));
 
     for (int i = 0; i < N_STAGE; i++)
         if (r->stage[i].open)
-            bytes += stage_bytes(&r->stage[i]);
+            bytes += stage_bytes(d, &r->stage[i]);
     r->cost.stage[kind].used = true;
     r->cost.stage[kind].flops += r->dev->count.flops - r->counted.flops;
     r->cost.stage[kind].calls += r->dev->count.calls - r->counted.calls;
@@ -140,10 +149,8 @@ static int encode_picture(struct run *r, struct vae *v, int k, struct err *e)
     const struct tape_mark m = tape_mark(t);
     struct tensor *x = tape_new(t, F32, 4, size, e), *y;
 
-    if (!x)
+    if (!x || device_put(r->dev, x->data, r->q->input[k].picture, tensor_bytes(x), e))
         return e->code;
-    if (r->dev->kern->computes)
-        memcpy(x->data, r->q->input[k].picture, tensor_bytes(x));
     y = (x = op_cast(t, x, r->type, e)) ? vae_encode(t, v, x, e) : NULL;
     r->moments[k] = y ? keep(r, y, e) : NULL;
     tape_release(t, m);
@@ -183,6 +190,32 @@ static int open_decoder(struct run *r, struct err *e)
     return rc ? rc : vae_new(&r->decoder, r->base->vae, VAE_DECODER, &s->l, e);
 }
 
+/* x in the host's memory; NULL stays NULL */
+static int on_host(struct run *r, const struct tensor *x, const float **out, struct err *e)
+{
+    struct arena *a = &r->stage[STAGE_DECODE].t.mem->meta;
+    float *p;
+
+    *out = x ? x->data : NULL;
+    if (!x || r->dev->place == ARENA_HOST)
+        return OK;
+    p = arena_push(a, tensor_bytes(x), e);
+    *out = p;
+    return p ? device_get(r->dev, p, x->data, tensor_bytes(x), e) : e->code;
+}
+
+static int hand_over(struct run *r, int64_t i, int k, const struct tensor *pixels, const struct tensor *latents,
+                     struct err *e)
+{
+    const float *y, *z;
+
+    if (!r->dev->kern->computes)
+        return OK;
+    if (on_host(r, pixels, &y, e) || on_host(r, latents, &z, e))
+        return e->code;
+    return r->sink->image(r->sink->ctx, i, k, y, z, e);
+}
+
 /* Where batches take turns with decoding, all of it is told as sampling: one line that goes on, not two that begin
  * anew. Whoever asks to stop when all is done asks too late. */
 static int decode(struct run *r, struct tensor *latents, int64_t first, struct err *e)
@@ -202,8 +235,7 @@ static int decode(struct run *r, struct tensor *latents, int64_t first, struct e
         if (!(z = op_rows(&s->t, latents, k * (latents->dim[0] / r->q->n_input) + i, 1, e))
             || (!r->q->input[k].unread && !(y = vae_decode(&s->t, r->decoder, z, e))))
             return e->code;
-        if (r->dev->kern->computes)
-            rc = r->sink->image(r->sink->ctx, first + i, (int)k, y ? y->data : NULL, z->data, e);
+        rc = hand_over(r, first + i, (int)k, y, z, e);
         tape_release(&s->t, m);
         account(r, STAGE_DECODE);
     }
@@ -316,7 +348,7 @@ static int all_batches(struct run *r, struct err *e)
     return rc;
 }
 
-static int check_guidance(const struct pipeline_request *q, struct err *e)
+static int check_guidance(const struct device *dev, const struct pipeline_request *q, struct err *e)
 {
     const struct pipeline_guidance *g = &q->guidance;
 
@@ -328,6 +360,8 @@ static int check_guidance(const struct pipeline_request *q, struct err *e)
         if (k >= q->n_input || !q->input[k].picture || held)
             return err_set(e, E_ARG, "guidance of input %d, which %s", k, k >= q->n_input ? "is not there"
                            : held ? "is held" : "has no picture to aim at");
+        if (dev->apart)
+            return err_set(e, E_DEVICE, "gradient guidance has no kernels for this device yet: use --device cpu");
         if (g->opt < 0 || g->opt >= N_GUIDE_OPT || g->steps < 1 || !(g->lr >= 0) || !(g->decay >= 0))
             return err_set(e, E_ARG, "guidance with optimizer %d, %d steps of %g, decay %g", (int)g->opt, g->steps,
                            g->lr, g->decay);
@@ -335,7 +369,8 @@ static int check_guidance(const struct pipeline_request *q, struct err *e)
     return OK;
 }
 
-static int check(const struct pipeline_base *b, const struct pipeline_request *q, struct err *e)
+static int check(const struct device *dev, const struct pipeline_base *b, const struct pipeline_request *q,
+                 struct err *e)
 {
     const int64_t f = vae_factor(b->vae);
 
@@ -353,7 +388,7 @@ static int check(const struct pipeline_base *b, const struct pipeline_request *q
         || (q->plan && q->plan->n_input != q->n_input))
         return err_set(e, E_ARG, "%" PRId64 " images of %d inputs in batches of %" PRId64 " cannot be", q->count,
                        q->n_input, q->batch);
-    if (check_guidance(q, e))
+    if (check_guidance(dev, q, e))
         return e->code;
     for (int k = 0; k < q->n_input; k++) {
         const struct pipeline_input *in = &q->input[k];
@@ -471,7 +506,7 @@ int pipeline_next(struct pipeline *p, const struct pipeline_request *q, bool mor
     r->n_done = 0;
     r->cost = (struct pipeline_cost){ .peak_bytes = 0 };
     r->counted = r->dev->count;
-    rc = check(r->base, q, e);
+    rc = check(r->dev, r->base, q, e);
     rc = rc ? rc : sampler_init(&r->sampler, q->sampler, &r->schedule, q->steps, q->eta, e);
     rc = rc ? rc : encode_inputs(r, e);
     if (rc)

@@ -16,10 +16,9 @@ static int see(struct run *r, const struct pipeline_control *c, struct run_contr
 
     to->hint = tape_new(t, r->type, 4, (int64_t[]){ 1, r->h, r->w, u->width[0] }, e);
     m = tape_mark(t);
-    if (!to->hint || !(x = tape_new(t, F32, 4, size, e)))
+    if (!to->hint || !(x = tape_new(t, F32, 4, size, e))
+        || device_put(r->dev, x->data, c->picture, tensor_bytes(x), e))
         return e->code;
-    if (r->dev->kern->computes)
-        memcpy(x->data, c->picture, tensor_bytes(x));
     if (!(x = op_cast(t, x, r->type, e)) || !(y = controlnet_hint(t, to->net, x, e)))
         return e->code;
     tape_into(t, to->hint);

@@ -6,8 +6,6 @@
  * not used), then a step's noise as it comes. */
 #include "core/diffusion/pipeline_batch.h"
 
-#include <string.h>
-
 /* ---- setting up ---- */
 
 static int draw_rows(struct batch *b, int64_t i, enum rng_purpose purpose, uint32_t step, uint64_t row,
@@ -62,12 +60,12 @@ static int start_noise(struct batch *b, struct err *e)
         draws |= !b->r->q->input[k].noise;
     b->start = batch_latents(b, b->K * b->n, e);
     rc = !b->start ? e->code : draws ? draw_all(b, RNG_NOISE, 0, b->start, e) : OK;
-    for (int k = 0; k < b->K && !rc && batch_kern(b)->computes; k++) {
+    for (int k = 0; k < b->K && !rc; k++) {
         const struct pipeline_input *in = &b->r->q->input[k];
 
-        for (int64_t i = 0; in->noise && i < b->n; i++)
-            memcpy((char *)b->start->data + (size_t)(k * b->n + i) * row,
-                   (const char *)in->noise + (in->noise_rows > 1 ? (size_t)(b->first + i) : 0) * row, row);
+        for (int64_t i = 0; in->noise && i < b->n && !rc; i++)
+            rc = device_put(b->r->dev, (char *)b->start->data + (size_t)(k * b->n + i) * row,
+                            (const char *)in->noise + (in->noise_rows > 1 ? (size_t)(b->first + i) : 0) * row, row, e);
     }
     return rc;
 }
@@ -128,10 +126,9 @@ static int take_masks(struct batch *b, struct err *e)
             continue;
         any |= r->q->rng != NOISE_PHILOX;
         b->mask[k] = tape_new(b->t, F32, 2, (int64_t[]){ r->h, r->w }, e);
-        if (!b->mask[k])
+        if (!b->mask[k]
+            || device_put(r->dev, b->mask[k]->data, r->q->input[k].mask, tensor_bytes(b->mask[k]), e))
             return e->code;
-        if (batch_kern(b)->computes)
-            memcpy(b->mask[k]->data, r->q->input[k].mask, tensor_bytes(b->mask[k]));
     }
     if (any) {                                      /* as the reference encodes what it masked */
         const struct tape_mark m = tape_mark(b->t);
@@ -207,7 +204,7 @@ static int step_input(struct batch *b, const struct pair_row *row, int k, struct
     return rc ? rc : sampler_step(r->dev, &r->sampler, &b->state[k], i, z, eps, draws ? b->fresh : NULL, e);
 }
 
-static int step(struct batch *b, int i, struct err *e)
+static int do_row(struct batch *b, int i, struct err *e)
 {
     const struct pair_row *row = &b->r->plan->row[i];
     const struct tape_mark m = tape_mark(b->t);
@@ -223,6 +220,37 @@ static int step(struct batch *b, int i, struct err *e)
         if (b->mask[k] && !row->free)
             rc = put_back(b, row, k, e);
     return rc;
+}
+
+/* What decides which kernels a row's work is made of: how many images, who walks, who is given, what acts, and where
+ * samplers take other formulas. Rows that are taken for alike and are not cost a little time, nothing else. */
+static uint64_t shape_of_row(const struct batch *b, int i)
+{
+    const struct pair_row *row = &b->r->plan->row[i];
+    const uint64_t all[] = { (uint64_t)b->n, row->free, b->r->guides[i], pipeline_control_acts(b->r, row) };
+    const int last = b->r->sampler.n_step - 1;
+    uint64_t h = 0xcbf29ce484222325u;                               /* FNV-1a */
+
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        h = (h ^ all[k]) * 0x100000001b3u;
+    for (int k = 0; k < b->K; k++) {
+        const int s = row->step[k], kind = s == PAIR_HELD ? 0 : s == last ? 1 : s < 4 ? 2 + s : 6;
+
+        h = (h ^ (uint64_t)(kind * 2 + row->walks[k])) * 0x100000001b3u;
+    }
+    return h;
+}
+
+/* A row is one piece of work for the device, where it takes such. */
+static int step(struct batch *b, int i, struct err *e)
+{
+    int rc = device_step_begin(b->r->dev, shape_of_row(b, i), e), end;
+
+    if (rc)
+        return rc;
+    rc = do_row(b, i, e);
+    end = device_step_end(b->r->dev, rc ? NULL : e);
+    return rc ? rc : end;
 }
 
 /* Rows of a kind cost the same, but for the first of them, which may still make room. */

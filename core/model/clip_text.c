@@ -91,26 +91,39 @@ int clip_text_new(struct clip_text **out, const struct clip_text_config *c, stru
     return rc;
 }
 
+/* One prompt's rows of the table, read on the host into `row`, to `token` (T,D) on the device. */
+static int token_vectors(struct tape *t, struct clip_text *m, const int32_t *id, float *row, struct tensor *token,
+                         struct err *e)
+{
+    const int64_t T = m->config.max_position_embeddings, D = m->config.hidden_size;
+    int rc = OK;
+
+    for (int64_t i = 0; i < T && !rc; i++) {
+        if (id[i] < 0 || id[i] >= m->config.vocab_size)
+            rc = err_set(e, E_ARG, "token id %" PRId32 " is outside the text encoder's vocabulary of %" PRId64, id[i],
+                         m->config.vocab_size);
+        else if (t->dev->kern->computes)
+            rc = weights_read_rows(m->token, id[i], 1, row + i * D, F32, e);
+    }
+    return rc ? rc : device_put(t->dev, token->data, row, tensor_bytes(token), e);
+}
+
 /* Token and position vectors, added in f32: (B,T,D). */
 static struct tensor *embed(struct tape *t, struct clip_text *m, const int32_t *id, int64_t B, struct err *e)
 {
     const int64_t T = m->config.max_position_embeddings, D = m->config.hidden_size;
     struct tensor *x = tape_new(t, m->type, 3, (int64_t[]){ B, T, D }, e), *token, *position;
     const struct tape_mark mark = tape_mark(t);
+    float *row = x ? arena_push(&t->mem->meta, (size_t)(T * D) * sizeof *row, e) : NULL;
     int rc = OK;
 
-    if (!x || !(token = tape_new(t, F32, 2, (int64_t[]){ T, D }, e)) || !(position = tape_like(t, token, e)))
+    if (!row || !(token = tape_new(t, F32, 2, (int64_t[]){ T, D }, e)) || !(position = tape_like(t, token, e)))
         return NULL;
     if (t->dev->kern->computes)
-        rc = weights_read(m->position, position->data, F32, e);
+        rc = weights_read(m->position, row, F32, e);
+    rc = rc ? rc : device_put(t->dev, position->data, row, tensor_bytes(position), e);
     for (int64_t b = 0; b < B && !rc; b++) {
-        for (int64_t i = 0; i < T && !rc; i++) {
-            if (id[b * T + i] < 0 || id[b * T + i] >= m->config.vocab_size)
-                rc = err_set(e, E_ARG, "token id %" PRId32 " is outside the text encoder's vocabulary of %" PRId64,
-                             id[b * T + i], m->config.vocab_size);
-            else if (t->dev->kern->computes)
-                rc = weights_read_rows(m->token, id[b * T + i], 1, (float *)token->data + i * D, F32, e);
-        }
+        rc = token_vectors(t, m, id + b * T, row, token, e);
         if (!rc)
             rc = op_run(e, "token vectors", t->dev->kern->axpby(&t->dev->ctx, token->data, 1, token->data, 1,
                                                                 position->data, F32, T * D));

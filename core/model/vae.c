@@ -414,22 +414,21 @@ struct tensor *vae_encode(struct tape *t, struct vae *v, struct tensor *image, s
     return y ? one_by_one(t, v, image, y, encode, e) : NULL;
 }
 
-/* exp and clamp have no kernel; latents are small, so the host does it. */
-struct tensor *vae_latents(struct tape *t, const struct vae_config *c, struct tensor *moments, struct tensor *noise,
-                           struct err *e)
+/* x to host memory of meta, or where it is if that is the host's. */
+static const float *on_host(struct tape *t, const struct tensor *x, struct err *e)
 {
-    const int64_t L = c->latent_channels, n = tensor_count(moments) / (2 * L);
-    struct tensor *z = tape_new(t, F32, 4, (int64_t[]){ moments->dim[0], moments->dim[1], moments->dim[2], L }, e);
-    const float *m = moments->data, *r = noise ? noise->data : NULL;
-    float *out;
+    float *p;
 
-    if (!z || (noise && !tensor_same_shape(noise, z)))
-        return z ? op_fail(e, E_BUG, "VAE: the noise is not like the latents") : NULL;
-    if (!t->dev->kern->computes)
-        return z;
-    if (t->dev->place != ARENA_HOST)
-        return op_fail(e, E_DEVICE, "VAE: latents are drawn on the processor only");
-    out = z->data;
+    if (t->dev->place == ARENA_HOST)
+        return x->data;
+    p = arena_push(&t->mem->meta, tensor_bytes(x), e);
+    return !p || device_get(t->dev, p, x->data, tensor_bytes(x), e) ? NULL : p;
+}
+
+static void draw(const struct vae_config *c, float *out, const float *m, const float *r, int64_t n)
+{
+    const int64_t L = c->latent_channels;
+
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < L; j++) {
             const float log_var = fminf(fmaxf(m[i * 2 * L + L + j], -30), 20);
@@ -437,7 +436,28 @@ struct tensor *vae_latents(struct tape *t, const struct vae_config *c, struct te
 
             out[i * L + j] = x * c->scaling_factor;
         }
-    return z;
+}
+
+/* exp and clamp have no kernel; latents are small, so the host does it. */
+struct tensor *vae_latents(struct tape *t, const struct vae_config *c, struct tensor *moments, struct tensor *noise,
+                           struct err *e)
+{
+    const int64_t L = c->latent_channels, n = tensor_count(moments) / (2 * L);
+    struct tensor *z = tape_new(t, F32, 4, (int64_t[]){ moments->dim[0], moments->dim[1], moments->dim[2], L }, e);
+    const float *m, *r;
+    float *out;
+
+    if (!z || (noise && !tensor_same_shape(noise, z)))
+        return z ? op_fail(e, E_BUG, "VAE: the noise is not like the latents") : NULL;
+    if (!t->dev->kern->computes)
+        return z;
+    m = on_host(t, moments, e);
+    r = m && noise ? on_host(t, noise, e) : NULL;
+    out = t->dev->place == ARENA_HOST ? z->data : arena_push(&t->mem->meta, tensor_bytes(z), e);
+    if (!m || !out || (noise && !r))
+        return NULL;
+    draw(c, out, m, r, n);
+    return out == z->data || !device_put(t->dev, z->data, out, tensor_bytes(z), e) ? z : NULL;
 }
 
 struct tensor *vae_decode(struct tape *t, struct vae *v, struct tensor *z, struct err *e)

@@ -3,6 +3,8 @@
 
 #include <stdarg.h>
 
+#include "kernels/dev.h"
+
 struct tensor *op_fail(struct err *e, int code, const char *fmt, ...)
 {
     char text[sizeof e->text];
@@ -21,7 +23,8 @@ int op_run(struct err *e, const char *what, int kstatus)
     case K_OK: return OK;
     case K_ARG: return err_set(e, E_ARG, "%s: sizes, types or values that the kernel does not take", what);
     case K_SCRATCH: return err_set(e, E_BUG, "%s: the kernel's scratch is too small", what);
-    default: return err_set(e, E_DEVICE, "%s: the device failed", what);
+    case K_MISSING: return err_set(e, E_DEVICE, "%s: there is no such kernel for this device yet; use cpu", what);
+    default: return err_set(e, E_DEVICE, "%s: the device failed: %s", what, dev_cuda_why());
     }
 }
 
