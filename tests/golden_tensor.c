@@ -23,25 +23,29 @@ static float *turned(const struct golden_tensor *g, int n_input)
     return v;
 }
 
-struct tensor *golden_tensor_new(const struct golden_tensor *g, int n_input, enum dtype type, struct model_memory *mem)
+struct tensor *golden_tensor_new(const struct golden_tensor *g, int n_input, enum dtype type, struct model_memory *mem,
+                                 struct device *dev)
 {
     const int64_t *d = g->dim, nhwc[] = { d[0], d[2], d[3], d[1] };
     struct err e = { 0 };
     struct tensor *x = tensor_new(&mem->meta, &mem->model, type, g->n_dim, g->n_dim == 4 ? nhwc : d, &e);
-    float *v = turned(g, n_input);
+    float *v = turned(g, n_input), *typed = malloc((size_t)g->n * sizeof *typed);
 
-    if (!x) {
+    if (typed)
+        dtype_from_f32(typed, type, v, g->n);
+    if (!x || !typed || device_put(dev, x->data, typed, tensor_bytes(x), &e)) {
         printf("Bail out! %s\n", e.text);
         exit(1);
     }
-    dtype_from_f32(x->data, type, v, g->n);
     free(v);
+    free(typed);
     return x;
 }
 
-double golden_tensor_off(const struct tensor *got, const struct golden_tensor *g, int n_input)
+double golden_tensor_off(const struct tensor *got, const struct golden_tensor *g, int n_input, struct device *dev)
 {
-    float *v, *want;
+    float *v, *want, *typed;
+    struct err e = { 0 };
     double d = 0, s = 0;
 
     if (!got || tensor_count(got) != g->n) {
@@ -50,9 +54,14 @@ double golden_tensor_off(const struct tensor *got, const struct golden_tensor *g
     }
     want = turned(g, n_input);
     v = malloc(sizeof *v * (size_t)g->n);
-    if (v)
-        dtype_to_f32(v, got->data, got->type, g->n);
-    for (int64_t i = 0; v && i < g->n; i++) {
+    typed = malloc(sizeof *typed * (size_t)g->n);
+    if (!v || !typed || (dev && device_get(dev, typed, got->data, tensor_bytes(got), &e))) {
+        printf("Bail out! %s\n", e.text);
+        exit(1);
+    }
+    dtype_to_f32(v, dev ? typed : got->data, got->type, g->n);
+    free(typed);
+    for (int64_t i = 0; i < g->n; i++) {
         d += ((double)v[i] - want[i]) * ((double)v[i] - want[i]);
         s += (double)want[i] * want[i];
     }

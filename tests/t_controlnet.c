@@ -88,10 +88,13 @@ __attribute__((format(printf, 1, 2))) static const struct golden_tensor *want(co
 
 static struct tensor *input(struct run *r, const struct golden_tensor *g, enum dtype type)
 {
-    return golden_tensor_new(g, 1, type, &r->mem);
+    return golden_tensor_new(g, 1, type, &r->mem, &r->dev);
 }
 
-static double off(const struct tensor *got, const struct golden_tensor *g) { return golden_tensor_off(got, g, 1); }
+static double off(const struct tensor *got, const struct golden_tensor *g)
+{
+    return golden_tensor_off(got, g, 1, NULL);
+}
 
 struct pass {
     struct tensor *x, *time, *hint, *y;

@@ -90,14 +90,14 @@ static const struct golden_tensor *want(const char *name, const char *of)
 
 static struct tensor *input(struct bench *b, const struct golden_tensor *g, int n_input, enum dtype type)
 {
-    return golden_tensor_new(g, n_input, type, &b->mem);
+    return golden_tensor_new(g, n_input, type, &b->mem, &b->dev);
 }
 
 static double off(const struct bench *b, const struct tensor *got, const struct golden_tensor *g, int n_input)
 {
     if (!got)
         tap_note("%s", b->e.text);
-    return golden_tensor_off(got, g, n_input);
+    return golden_tensor_off(got, g, n_input, NULL);
 }
 
 /* What it is asked for lies on the stack, as callers have it: nothing may point there when gradients are found. */
