@@ -219,7 +219,7 @@ export UNICON_CC = $(CC)
 # A thread that waits gives its processor to others: spinning makes runs ten times longer on a machine that is busy.
 export OMP_WAIT_POLICY ?= passive
 RUN = sh tests/run.sh $B/tap
-check: info-found all $(TESTS) $(FUZZ) $(TOOLS)
+check: info-found all $(TESTS) $(FUZZ) $(TOOLS) $B/emu/unicon-sample
 	@$(RUN) $(TESTS) $(SCRIPTS)
 lint:
 	@sh tests/lint.sh && sh tests/man.sh
