@@ -174,7 +174,7 @@ $(eval $(call stamp,$B/peers,$(HAVE_OPENBLAS) $(HAVE_DNNL)))
 $B/bench: LIBS += $(if $(call yes,OPENBLAS),-lopenblas) $(if $(call yes,DNNL),-ldnnl)
 $B/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon.a
 	$(LINK)
--include $(wildcard $(patsubst %,$B/%/*.d,kernels emu/kernels tests/emu core core/* store store/* jobs cmd tests tests/*))
+-include $(wildcard $(patsubst %,$B/%/*.d,kernels emu/kernels core core/* store store/* jobs cmd tests tests/*))
 
 # ---- needs: make builds this file first where a goal needs it, and starts over when something was installed ----
 SYSTEMS = apt-get dnf pacman zypper
@@ -182,15 +182,17 @@ SYSTEM_apt-get = tiff=libtiff-dev jpeg=libjpeg-dev png=libpng-dev jansson=libjan
     libc=libc6-dev cxx=g++ omp=libomp-dev prove=perl blas=libopenblas-dev dnnl=libdnnl-dev install='apt-get -qq \
     update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends'
 SYSTEM_dnf = tiff=libtiff-devel jpeg=libjpeg-turbo-devel png=libpng-devel jansson=jansson-devel \
-    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl-Test-Harness blas=openblas-devel \
+    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl-Test-Harness \
+    blas=openblas-devel \
     dnnl=onednn-devel install='dnf -y install'
 SYSTEM_pacman = tiff=libtiff jpeg=libjpeg-turbo png=libpng jansson=jansson unistring=libunistring \
     libc=gcc cxx=gcc omp=openmp prove=perl blas=openblas dnnl=onednn install='pacman -S --noconfirm --needed'
 SYSTEM_zypper = tiff=libtiff-devel jpeg=libjpeg8-devel png=libpng16-devel jansson=libjansson-devel \
-    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl blas=openblas-devel dnnl=onednn-devel \
-    install='zypper -n install'
+    unistring=libunistring-devel libc=glibc-devel cxx=gcc-c++ omp=libomp-devel prove=perl blas=openblas-devel \
+    dnnl=onednn-devel install='zypper -n install'
 compiles = echo 'int main(void) { return 0; }' | $(CC) $1 -x c - -o $(BUILD)/probe 2>/dev/null
-NEED = command -v $(CC) >/dev/null || miss $(notdir $(CC)); command -v $(CXX) >/dev/null || miss $$cxx; $(call compiles,) || miss $$libc; \
+NEED = command -v $(CC) >/dev/null || miss $(notdir $(CC)); command -v $(CXX) >/dev/null || miss $$cxx; \
+    $(call compiles,) || miss $$libc; \
     $(call compiles,-fopenmp -include omp.h) || case '$(CC)' in (*clang*) miss $$omp;; esac; rm -f $(BUILD)/probe; \
     $(foreach u,$(USES),test '$(call has,$(firstword $(subst :, ,$u)),$(lastword $(subst :, ,$u)))' || \
     miss $$$(lastword $(subst :, ,$u));) command -v prove >/dev/null || miss $$prove; \
@@ -202,7 +204,8 @@ ifneq ($(and $(deps_goal),$(if $(findstring n,$(firstword -$(MAKEFLAGS))),,run))
 include $(BUILD)/deps.mk
 $(BUILD)/deps.mk: FORCE
 	@mkdir -p $(BUILD); [ -f $@ ] || : >$@; missing=; miss() { missing="$$missing $$*"; }; \
-	for pm in $(SYSTEMS) none; do command -v $$pm >/dev/null && break; done; libc=libc cxx=g++ omp=libomp prove=prove install=; \
+	for pm in $(SYSTEMS) none; do command -v $$pm >/dev/null && break; done; libc=libc cxx=g++ omp=libomp; \
+	prove=prove install=; \
 	$(foreach u,$(USES),$(lastword $(subst :, ,$u))=lib$(lastword $(subst :, ,$u));) \
 	case $$pm in $(foreach m,$(SYSTEMS),($m) $(SYSTEM_$m);;) esac; $(NEED) $(NEED_$(deps_goal)) \
 	[ "$$missing" ] || exit 0; echo "missing:$$missing"; as=; [ "$$(id -u)" = 0 ] || as=sudo; \

@@ -62,9 +62,9 @@ template <typename T> static __device__ __forceinline__ float rounded(float x)
 #define CUDA_BY_TYPE(type, T, ...)                                                                                  \
     do {                                                                                                            \
         switch (type) {                                                                                             \
-        case F32: { typedef float T; __VA_ARGS__; break; }                                                          \
-        case F16: { typedef struct f16 T; __VA_ARGS__; break; }                                                     \
-        case BF16: { typedef struct bf16 T; __VA_ARGS__; break; }                                                   \
+        case F32: { using T = float; __VA_ARGS__; break; }                                                           \
+        case F16: { using T = struct f16; __VA_ARGS__; break; }                                                     \
+        case BF16: { using T = struct bf16; __VA_ARGS__; break; }                                                   \
         default: return K_ARG;                                                                                      \
         }                                                                                                           \
     } while (0)

@@ -2,13 +2,13 @@
  * Private to kernels/. The planner (cuda_plan.c) is plain C and needs no device.
  *
  * A product is  y(pixel, o) = act(alpha * sum over parts, taps (a,b) and channels c of
- *                                 x(i*stride - pad_t + a, j*stride - pad_l + b, c) w(o, a, b, c) + bias + ..) + residual
- * for `B` images of Ho x Wo pixels. Packs are (Co, KH*KW, Cp) with Cp = Ci rounded up to 8 and zeros in between, K-major:
- * a row of a pack is what one output channel needs, taps outside, channels inside.
+ *                                  x(i*stride - pad_t + a, j*stride - pad_l + b, c) w(o, a, b, c) + bias ..) + residual
+ * for `B` images of Ho x Wo pixels. Packs are (Co, KH*KW, Cp) with Cp = Ci rounded up to 8 and zeros in between,
+ * K-major: a row of a pack is what one output channel needs, taps outside, channels inside.
  *  - K_PACK_UP packs are four of these, 2x2 taps each, one after the other for phases (0,0) (0,1) (1,0) (1,1); a kconv
  *    with such parts becomes four products that write every second pixel
  *  - gated packs have value and gate of a channel side by side: row 2j is value j, row 2j + 1 is gate j. Biases are not
- *    interleaved: bias[j] and bias[Co/2 + j]                                                                          */
+ *    interleaved: bias[j] and bias[Co/2 + j] */
 #ifndef UNICON_KERNELS_CUDA_PRODUCT_H
 #define UNICON_KERNELS_CUDA_PRODUCT_H
 

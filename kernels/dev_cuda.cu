@@ -127,8 +127,8 @@ static bool fit(struct dev_queue *q)
     if (!good(cudaGetDeviceCount(&n), "looking for devices"))
         return false;
     if (q->device < 0 || q->device >= n) {
-        snprintf(why_text, sizeof why_text, n == 1 ? "there is %d device, cuda:0" : "there are %d devices, from cuda:0 on",
-                 n);
+        snprintf(why_text, sizeof why_text,
+                 n == 1 ? "there is %d device, cuda:0" : "there are %d devices, from cuda:0 on", n);
         return false;
     }
     if (!good(cudaSetDevice(q->device), "using it")
@@ -139,8 +139,8 @@ static bool fit(struct dev_queue *q)
     q->cc = major * 10 + minor;
     if (q->cc >= LEAST_CC)
         return true;
-    snprintf(why_text, sizeof why_text, "it is too old: its compute capability is %d.%d, 8.0 (Ampere) is the least", major,
-             minor);
+    snprintf(why_text, sizeof why_text, "it is too old: its compute capability is %d.%d, 8.0 (Ampere) is the least",
+             major, minor);
     return false;
 }
 

@@ -221,7 +221,8 @@ static bool guards_intact(const struct mirror *m)
         stop("reading guards");
     for (int i = 0; i < 2 * GUARD; i++)
         if (kit.guard[i] != 0xFF) {
-            tap_note("%d bytes %s were written", i < GUARD ? GUARD - i : i - GUARD + 1, i < GUARD ? "before" : "behind");
+            tap_note("%d bytes %s were written", i < GUARD ? GUARD - i : i - GUARD + 1,
+                     i < GUARD ? "before" : "behind");
             return false;
         }
     return true;

@@ -22,7 +22,7 @@
 
 extern const struct kern *kit_cpu, *kit_cuda;
 extern const double kit_near[N_DTYPE];          /* relative l2 that a result may be off: 1e-5, 2e-3, 1e-2 */
-extern bool cuda_kit_odd;                       /* mirrors to come begin one to seven elements behind an aligned address */
+extern bool cuda_kit_odd;                       /* mirrors to come begin 1 to 7 elements behind an aligned address */
 extern struct dev_queue *kit_queue;
 
 /* One of: the emulated device where it is linked, otherwise the first. False where there is none. UNICON_TEST_DEVICE=N
@@ -52,11 +52,11 @@ void cuda_kit_release(void);                                    /* all of the ab
 void mirror_poison(struct mirror *m);                           /* NaN on the device */
 void mirror_read(const struct mirror *m, float *out);           /* the device's values */
 
-/* ||device - f|| / ||f|| <= rel and guards intact; NaN never passes. Infinities must be the same. Notes what differs. */
+/* ||device - f|| / ||f|| <= rel and guards intact; NaN never passes, infinities must be the same. Says what differs. */
 bool mirror_near(struct mirror *m, double rel, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Run STATEMENT twice with the output poisoned before each; on the emulated device with threads in the opposite order.
- * mirror_near() then also fails if the bits were not the same. */
+/* Run STATEMENT twice with the output poisoned before each; on the emulated device with threads in another order. Then
+ * mirror_near() also fails if the bits were not the same. */
 #define CUDA_TWICE(m, STATEMENT)                                                                                    \
     do {                                                                                                            \
         mirror_poison(m);                                                                                           \

@@ -3,7 +3,7 @@
  * together.
  *
  *     x = golden_tensor_new(golden_get(golden, "unet.x"), 1, BF16, &mem, &dev);
- *     if (golden_tensor_off(y, golden_get(golden, "unet.y"), 1, &dev) > 2e-5) ...                                      */
+ *     if (golden_tensor_off(y, golden_get(golden, "unet.y"), 1, &dev) > 2e-5) ...                                  */
 #ifndef UNICON_TESTS_GOLDEN_TENSOR_H
 #define UNICON_TESTS_GOLDEN_TENSOR_H
 

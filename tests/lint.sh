@@ -11,7 +11,8 @@ trap 'rm -rf "$bad"' EXIT
 
 # Sources under the current directory: all of them, or those below cmd/.
 sources() {
-    find kernels core store jobs cmd tests \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null | sort
+    find kernels core store jobs cmd tests \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc' \) \
+        2>/dev/null | sort
 }
 below_cmd() {
     sources | grep -E '^(kernels|core|store|jobs)/'
@@ -108,7 +109,10 @@ purpose() {                                 # headers and sources open with a co
         head -c 2 "$f" | grep -qF '/*' || echo "$f: does not open with its purpose"
     done
 }
-typedefs() { sources | code | grep -E '(^|[^A-Za-z0-9_])typedef +(struct|union|enum)([^A-Za-z0-9_(][^(]*)?$'; }
+typedefs() {                                # but where another library's names are given
+    sources | grep -v '^tests/emu/' | code |
+        grep -E '(^|[^A-Za-z0-9_])typedef +(struct|union|enum)([^A-Za-z0-9_(][^(]*)?$'
+}
 machine_paths() { texts | grep -v '^tests/lint.sh$' | xargs grep -HnE '/(home|Users|work|root)/[a-zA-Z]' /dev/null; }
 unfinished() { texts | grep -v '^tests/lint.sh$' | xargs grep -HnwE 'TODO|FIXME|HACK' /dev/null; }
 too_long() { sources | xargs wc -l /dev/null | awk '$2 != "total" && $1 > 900 { print $2 ": " $1 " lines" }'; }

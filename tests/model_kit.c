@@ -72,8 +72,8 @@ double model_off(struct model_run *r, const struct tensor *got, const struct gol
     return golden_tensor_off(got, g, 1, &r->dev);
 }
 
-/* In 16 bits what diffusers' bfloat16 is off by, and half as much again; float16 rounds eight times finer, of which half
- * has to show. */
+/* In 16 bits what diffusers' bfloat16 is off by, and half as much again; float16 rounds eight times finer, of which
+ * half has to show. */
 static double bound(enum dtype type, const char *model, const char *name)
 {
     char full[320];

@@ -1,6 +1,7 @@
-/* tests/model_kit.h: the three models on tiny weights, on any device, against what diffusers and transformers compute in
- * float64 (tests/reference/models.py). Relative errors are ||got - want|| / ||want||: of f32 at most 2e-5, a few times
- * what diffusers' own float32 is off by here (1e-6 to 4e-6); of 16 bits in proportion to what diffusers' bfloat16 is.
+/* tests/model_kit.h: the three models on tiny weights, on any device, against what diffusers and transformers compute
+ * in float64 (tests/reference/models.py). Relative errors are ||got - want|| / ||want||: of f32 at most 2e-5, a few
+ * times what diffusers' own float32 is off by here (1e-6 to 4e-6); of 16 bits in proportion to what diffusers'
+ * bfloat16 is.
  *
  *     model_kit_open();
  *     model_test_unet("cpu", F32, "sd1");                 two shapes, a test each

@@ -43,8 +43,8 @@ static void test_unusable(void)
         return;
     }
     setenv("UNICON_EMU_CC", "75", 1);
-    tap_ok(device_open(&d, "cuda", 0, &e) == E_DEVICE && says(&e, E_DEVICE, "too old") && strstr(e.text, "use cpu"), "%s",
-           e.text);
+    tap_ok(device_open(&d, "cuda", 0, &e) == E_DEVICE && says(&e, E_DEVICE, "too old") && strstr(e.text, "use cpu"),
+           "%s", e.text);
     unsetenv("UNICON_EMU_CC");
     setenv("UNICON_EMU_DEVICES", "0", 1);
     tap_ok(device_open(&d, "cuda", 0, &e) == E_DEVICE && says(&e, E_DEVICE, "no CUDA-capable device"), "%s", e.text);
@@ -105,7 +105,8 @@ static void test_arena(struct device *d)
     ok = ok && same_there(d, p, small_host, space, 1000) && same_there(d, q, big_host, space, big);
     arena_release(&a, 0);
     r = arena_push(&a, 64, &e);
-    tap_ok(ok && r == p && a.committed % dev_cuda_step() == 0 && arena_high(&a) >= big, "memory grows in place %s", e.text);
+    tap_ok(ok && r == p && a.committed % dev_cuda_step() == 0 && arena_high(&a) >= big, "memory grows in place %s",
+           e.text);
     tap_ok(!arena_push_zero(&a, 1, &e) && says(&e, E_BUG, "not on the host"), "%s", e.text);
     arena_free(&a);
     err_clear(&e);

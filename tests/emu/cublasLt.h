@@ -1,7 +1,7 @@
 /* tests/emu/cublasLt.h: the part of cuBLASLt that unicon uses, on the emulated device: column-major matrices,
  * D = alpha op(A) op(B) + beta C with a bias along the rows of D, strided batches. See cuda_runtime.h. */
-#ifndef UNICON_EMU_CUBLASLT_H
-#define UNICON_EMU_CUBLASLT_H
+#ifndef UNICON_TESTS_EMU_CUBLASLT_H
+#define UNICON_TESTS_EMU_CUBLASLT_H
 
 #include <cuda_runtime.h>
 
@@ -12,7 +12,9 @@ typedef enum { CUBLAS_OP_N, CUBLAS_OP_T } cublasOperation_t;
 typedef enum { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 } cublasComputeType_t;
 typedef enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 } cudaDataType_t;
 typedef cudaDataType_t cudaDataType;
-typedef enum { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_RELU = 2, CUBLASLT_EPILOGUE_BIAS = 4 } cublasLtEpilogue_t;
+typedef enum {
+    CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_RELU = 2, CUBLASLT_EPILOGUE_BIAS = 4
+} cublasLtEpilogue_t;
 typedef enum {
     CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4, CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
     CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26

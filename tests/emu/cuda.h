@@ -1,6 +1,6 @@
 /* tests/emu/cuda.h: the driver's virtual memory calls, as far as they are used. See cuda_runtime.h. */
-#ifndef UNICON_EMU_CUDA_H
-#define UNICON_EMU_CUDA_H
+#ifndef UNICON_TESTS_EMU_CUDA_H
+#define UNICON_TESTS_EMU_CUDA_H
 
 #include <stddef.h>
 
@@ -11,7 +11,9 @@ typedef unsigned long long CUmemGenericAllocationHandle;
 typedef int CUdevice;
 typedef enum { CU_MEM_ALLOCATION_TYPE_PINNED = 1 } CUmemAllocationType;
 typedef enum { CU_MEM_LOCATION_TYPE_DEVICE = 1 } CUmemLocationType;
-typedef enum { CU_MEM_ALLOC_GRANULARITY_MINIMUM, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED } CUmemAllocationGranularity_flags;
+typedef enum {
+    CU_MEM_ALLOC_GRANULARITY_MINIMUM, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
+} CUmemAllocationGranularity_flags;
 typedef enum { CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3 } CUmemAccess_flags;
 typedef struct { CUmemLocationType type; int id; } CUmemLocation;
 typedef struct { CUmemAllocationType type; int requestedHandleTypes; CUmemLocation location; } CUmemAllocationProp;

@@ -10,8 +10,8 @@
  *  - shared memory and new device memory are filled with NaN; asynchronous copies land only when they are waited for
  *  - launches are checked against the limits of a device
  * It is not a model of time. */
-#ifndef UNICON_EMU_CUDA_RUNTIME_H
-#define UNICON_EMU_CUDA_RUNTIME_H
+#ifndef UNICON_TESTS_EMU_CUDA_RUNTIME_H
+#define UNICON_TESTS_EMU_CUDA_RUNTIME_H
 
 #include <math.h>
 #include <stdint.h>
@@ -140,7 +140,9 @@ typedef struct emu_graph_exec *cudaGraphExec_t;
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault
 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed
+};
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0, cudaHostAllocDefault = 0 };
 enum { cudaEnableDefault = 0 };

@@ -1,6 +1,6 @@
 /* tests/emu/emu.h: between the emulator's own files. */
-#ifndef UNICON_EMU_EMU_H
-#define UNICON_EMU_EMU_H
+#ifndef UNICON_TESTS_EMU_EMU_H
+#define UNICON_TESTS_EMU_EMU_H
 
 #include <functional>
 
