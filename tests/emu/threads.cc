@@ -92,7 +92,7 @@ static void prepare(struct fiber *f)
 
     UNPOISON(bottom, STACK_BYTES);
 #if defined(__x86_64__)
-    void **top = (void **)(bottom + STACK_BYTES) - 2;
+    void **top = (void **)(bottom + STACK_BYTES) - 3;   /* 8 behind a multiple of 16, as at any function's entry */
 
     *top = NULL;                        /* a return address for enter(), which never returns */
     *--top = (void *)enter;
