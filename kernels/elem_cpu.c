@@ -3,6 +3,7 @@
  * Every output element depends on a handful of input elements and on no sum but its own, so work is cut into blocks of
  * any size and threads take blocks. */
 #include "kernels/simd.h"
+#include "kernels/view.h"
 
 #include "kernels/isa.h"
 
@@ -202,25 +203,6 @@ static int copy_rows(struct kctx *k, void *y, int64_t ldy, const void *x, int64_
                 cast_block(y, type, r * ldy + i, x, type, r * ldx + i, lesser(n - i, BLOCK));
         }
     return K_OK;
-}
-
-/* Joins neighbouring dimensions that x walks as one and drops those of size 1: NCHW -> NHWC becomes (N,HW,C). */
-static struct kview4 view_merged(const struct kview4 *v)
-{
-    struct kview4 m = { { 1, 1, 1, 1 }, { 0, 0, 0, 0 } };
-    int at = 4;
-
-    for (int d = 3; d >= 0; d--) {
-        if (v->dim[d] == 1)
-            continue;
-        if (at < 4 && v->stride[d] == m.stride[at] * m.dim[at]) {
-            m.dim[at] *= v->dim[d];
-        } else {
-            m.dim[--at] = v->dim[d];
-            m.stride[at] = v->stride[d];
-        }
-    }
-    return m;
 }
 
 /* The dimension but the last along which x is densest; the last itself where x is densest there. */
