@@ -43,7 +43,7 @@ void cuda_check_launch(struct dev_queue *q, const char *kernel);
 void cuda_fail(struct dev_queue *q, const char *what, const char *why);
 int cuda_take_failure(struct dev_queue *q);
 
-/* Made with the queue, and freed with it: by the file that multiplies (product_cuda.cu). */
+/* Made with the queue, and freed with it: by the file that asks cuBLASLt (lt_cuda.cu). */
 bool cuda_plans_open(struct dev_queue *q);
 void cuda_plans_close(struct dev_queue *q);
 
