@@ -14,17 +14,24 @@
 
 #include "kernels/kern.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { PRODUCT_SPLITS = 8 };    /* parts of K at most that PRODUCT_TILES sums apart */
+
 struct product_part {
     const void *x;              /* (B,H,W,Ci), pixels ldx elements apart */
     int64_t ldx;
-    const void *w;              /* (Co,KH*KW,Cp) of the product's type */
+    const void *w;              /* (Co,KH*KW,Cp) */
     int64_t H, W, Ci, Cp;
     int KH, KW, stride, pad_t, pad_l;
     int up;                     /* 2: x is doubled by nearest neighbour first, cropped to Ho x Wo */
+    enum dtype x_type, w_type;
 };
 
 struct product {
-    enum dtype type;            /* of x and w */
+    enum dtype type;            /* of x and w of all parts; N_DTYPE where they are not the same */
     int64_t B, Ho, Wo, Co;
     int n_part;
     struct product_part part[3];
@@ -50,15 +57,24 @@ struct product_plan {
     enum product_way way;
     /* PRODUCT_LT: rows (pixels) at a time that fit the scratch; columns in place where no im2col is needed (1x1) */
     int64_t rows;
-    bool in_place, direct;      /* direct: cuBLASLt writes y itself, no epilogue kernel */
+    bool in_place, direct;      /* in_place: all parts; direct: cuBLASLt writes y itself, no epilogue kernel */
     /* PRODUCT_TILES */
     int tile_m, tile_n, tile_k, stages, split;
 };
 
-/* Cut c into products; returns how many (1 or 4), or K_ARG. */
+/* Cut c into products; returns how many (1 or 4), or K_ARG, or K_MISSING for a gradient. */
 int product_cut(struct product out[4], const struct kconv *c);
 
-/* The way to compute p on a device of capability cc with n_sm multiprocessors. scratch: bytes of kctx.scratch. */
+/* What the planner and the two ways agree on. */
+int64_t product_rows(const struct product *p);                  /* pixels of y that it computes */
+int64_t product_depth(const struct product_part *a);            /* columns of its pack: KH*KW*Cp */
+bool product_tiles_can(const struct product *p);                /* one 16-bit type, x in vectors of 16 bytes */
+bool product_part_in_place(const struct product *p, int part);  /* x itself is the matrix: no im2col */
+bool product_dense(const struct product *p);                    /* y's pixels follow each other, ldy apart */
+size_t product_columns_bytes(const struct product *p, int64_t rows);    /* the im2col block, at the scratch's start */
+
+/* The way to compute p on a device of capability cc with n_sm multiprocessors. scratch: bytes of kctx.scratch. The
+ * fields of PRODUCT_LT are always filled, so that it can stand in; rows is 0 where the scratch is too small. */
 void product_choose(struct product_plan *out, const struct product *p, int cc, int n_sm, size_t scratch);
 
 /* Bytes of scratch that every plan can do with: the twin's scratch_bytes. */
@@ -72,4 +88,7 @@ int product_tiles(struct kctx *k, const struct product *p, const struct product_
 /* For tests and figures: 0 lets the planner choose, 1 + way forces a way wherever it can do the product. */
 extern int product_forced;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -33,7 +33,8 @@ static __device__ __forceinline__ void take_tile(float *tile, const void *p, enu
     const int x = (int)threadIdx.x, y = (int)threadIdx.y;
 
     for (int i = y; i < TILE; i += ROWS)
-        tile[i * (TILE + 1) + x] = r0 + i < rows && c0 + x < columns ? load_any(p, type, at + (r0 + i) * ld + c0 + x) : 0;
+        tile[i * (TILE + 1) + x] = r0 + i < rows && c0 + x < columns ? load_any(p, type, at + (r0 + i) * ld + c0 + x)
+                                                                     : 0;
 }
 
 /* Block (32,8): one tile of 32 x 32 of C, four elements each thread. */

@@ -141,7 +141,8 @@ static bool lay(cublasLtMatrixLayout_t *out, int32_t type, int64_t rows, int64_t
 static bool describe(struct lt_plan *p)
 {
     const struct lt_key *key = &p->key;
-    const int32_t trans_a = key->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, trans_b = key->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const int32_t trans_a = key->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const int32_t trans_b = key->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const int32_t epilogue = key->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT, bias_type = CUDA_R_32F;
 
     return cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS
@@ -232,8 +233,8 @@ static bool takes(const struct cuda_product *p)
     const struct kgemm *g = &p->g;
 
     return g->a_type == g->b_type && (g->c_type == g->a_type || g->c_type == F32)
-        && (!p->bias || (g->c_type == F32 && (uintptr_t)p->bias % 16 == 0)) && g->K > 0 && g->M <= MOST_SIZE && g->N <= MOST_SIZE
-        && g->K <= MOST_SIZE;
+        && (!p->bias || (g->c_type == F32 && (uintptr_t)p->bias % 16 == 0)) && g->K > 0 && g->M <= MOST_SIZE
+        && g->N <= MOST_SIZE && g->K <= MOST_SIZE;
 }
 
 extern "C" bool lt_multiply(struct kctx *k, const struct cuda_product *p)

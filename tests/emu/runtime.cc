@@ -335,6 +335,17 @@ cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p)
+{
+    const bool device = within(device_memory, p, 1), host = within(pinned, p, 1);
+
+    a->type = device ? cudaMemoryTypeDevice : host ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+    a->device = device ? 0 : -1;
+    a->devicePointer = device ? (void *)p : NULL;
+    a->hostPointer = host ? (void *)p : NULL;
+    return cudaSuccess;
+}
+
 /* The driver takes a copy of memory that is not pinned before it returns; that is also slow, so nobody should. */
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s)
 {
