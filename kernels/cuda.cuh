@@ -104,6 +104,15 @@ static inline unsigned cuda_blocks(int64_t n, int block)
 #define CUDA_EACH(i, n)                                                                                             \
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (int64_t)gridDim.x * blockDim.x)
 
+/* Before a loop over arrays that are to be registers; before one that is better kept as it is. */
+#ifdef __CUDACC__
+#define CUDA_UNROLL _Pragma("unroll")
+#define CUDA_ROLLED _Pragma("unroll 1")
+#else
+#define CUDA_UNROLL
+#define CUDA_ROLLED
+#endif
+
 /* A kernel that wants more than 48 KiB of shared memory says so once before its launch. */
 #define CUDA_ALLOW_SHARED(k, kernel, bytes)                                                                         \
     cuda_check_call(cuda_queue(k), cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,        \

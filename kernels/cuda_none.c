@@ -1,4 +1,5 @@
 /* kernels/cuda_none.c: kernels/dev.h and the CUDA twin of a build without CUDA. */
+#include "kernels/cuda_product.h"
 #include "kernels/dev.h"
 
 static const char none[] = "this build has no CUDA";
@@ -6,6 +7,14 @@ static const char none[] = "this build has no CUDA";
 const struct kern *kern_cuda(void)
 {
     return NULL;
+}
+
+int product_tiles(struct kctx *k, const struct product *p, const struct product_plan *plan)
+{
+    (void)k;
+    (void)p;
+    (void)plan;
+    return K_MISSING;
 }
 
 int dev_cuda_probe(struct dev_cuda_info *out, int max, const char **why)

@@ -80,10 +80,8 @@ void product_choose(struct product_plan *out, const struct product *p, int cc, i
 /* Bytes of scratch that every plan can do with: the twin's scratch_bytes. */
 size_t product_scratch_bytes(void);
 
-#ifdef __cplusplus
 int product_lt(struct kctx *k, const struct product *p, const struct product_plan *plan);      /* product_cuda.cu */
 int product_tiles(struct kctx *k, const struct product *p, const struct product_plan *plan);   /* tiles_cuda.cu */
-#endif
 
 /* For tests and figures: 0 lets the planner choose, 1 + way forces a way wherever it can do the product. */
 extern int product_forced;
