@@ -12,7 +12,10 @@
 /* defined by whoever stands in for the device */
 unsigned ptx_f32_to_f16(float x);               /* rounded to nearest even; the bits */
 float ptx_f16_to_f32(unsigned x);
+unsigned ptx_pack_f16(float low, float high);   /* two of them in a word */
+unsigned ptx_pack_bf16(float low, float high);
 float ptx_exp2(float x);
+static inline int ptx_again(int x) { return x; }
 void ptx_copy16(void *shared, const void *global, bool there);
 void ptx_copy_commit(void);
 void ptx_copy_wait_up_to(int n);
@@ -47,6 +50,30 @@ static __device__ __forceinline__ float ptx_f16_to_f32(unsigned x)
 
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"((unsigned short)x));
     return y;
+}
+
+/* Two values rounded to nearest even, in one word. */
+static __device__ __forceinline__ unsigned ptx_pack_f16(float low, float high)
+{
+    unsigned w;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+    return w;
+}
+
+static __device__ __forceinline__ unsigned ptx_pack_bf16(float low, float high)
+{
+    unsigned w;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+    return w;
+}
+
+/* x, of which the compiler knows nothing: what follows from it is computed again rather than kept in registers. */
+static __device__ __forceinline__ int ptx_again(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 /* 2^x, results below 2^-126 flushed */

@@ -43,6 +43,24 @@ unsigned ptx_f32_to_f16(float x)
     return sign | ((a - 0x38000000u + 0xfffu + (a >> 13 & 1)) >> 13);
 }
 
+unsigned ptx_pack_f16(float low, float high)
+{
+    return ptx_f32_to_f16(low) | ptx_f32_to_f16(high) << 16;
+}
+
+static unsigned f32_to_bf16(float x)
+{
+    uint32_t u;
+
+    memcpy(&u, &x, 4);
+    return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+unsigned ptx_pack_bf16(float low, float high)
+{
+    return f32_to_bf16(low) | f32_to_bf16(high) << 16;
+}
+
 float ptx_exp2(float x)
 {
     const float y = exp2f(x);
