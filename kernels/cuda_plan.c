@@ -6,9 +6,6 @@
 
 int product_forced;
 
-/* tiles_cuda.cu is there and tested: until then everything goes through cuBLASLt. */
-static const bool tiles_written = false;
-
 /* ---- predictions, for an H200; none of these has been measured ----
  * Other devices are taken to scale by their multiprocessors, which the ratios survive. */
 static const double
@@ -326,6 +323,6 @@ void product_choose(struct product_plan *out, const struct product *p, int cc, i
     seconds = choose_tile(out, p, n_sm, scratch);
     if (product_forced)
         out->way = can && product_forced == 1 + PRODUCT_TILES ? PRODUCT_TILES : PRODUCT_LT;
-    else if (can && tiles_written && (cc < FIRST_CC_OF_WGMMA || seconds < lt_seconds(p, out, n_sm)))
+    else if (can && (cc < FIRST_CC_OF_WGMMA || seconds < lt_seconds(p, out, n_sm)))
         out->way = PRODUCT_TILES;
 }
