@@ -35,12 +35,12 @@ static __device__ __forceinline__ void load_pair(float v[2], const bf16 *, unsig
 
 static __device__ __forceinline__ unsigned pair_bits(const f16 *, const float v[2])
 {
-    return ptx_f32_to_f16(v[0]) | ptx_f32_to_f16(v[1]) << 16;
+    return ptx_pack_f16(v[0], v[1]);
 }
 
 static __device__ __forceinline__ unsigned pair_bits(const bf16 *, const float v[2])
 {
-    return bf16_bits(v[0]) | bf16_bits(v[1]) << 16;
+    return ptx_pack_bf16(v[0], v[1]);
 }
 
 template <int V, typename T> static __device__ __forceinline__ void load_vec(float *v, const T *x)
