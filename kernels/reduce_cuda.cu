@@ -71,8 +71,8 @@ static __device__ __forceinline__ float leaf_sum(const struct rows *p, int64_t r
         int64_t pixel = i / p->C, c = i - pixel * p->C;
         const float *m = p->m + r * (p->n / p->C);
 
-        for (int j = 0; j < n; j++) {
-            x[j] = __fmul_rn(m[pixel], x[j]);
+        for (int j = 0; j < LEAF; j++) {
+            x[j] = j < n ? __fmul_rn(m[pixel], x[j]) : 0;
             if (++c == p->C) {
                 c = 0;
                 pixel++;
