@@ -3,7 +3,7 @@
  * Eight neighbouring elements are added by a tree in f32; from there a thread goes on in double, and so do its block
  * and the blocks. Doubles are few enough not to matter where a device is slow at them. Blocks leave their sums in
  * scratch, a second kernel adds these up. */
-#include "kernels/cuda_vec.cuh"
+#include "kernels/cuda_rows.cuh"
 
 enum {
     LEAF = 8,                   /* elements added in f32 */
@@ -35,7 +35,7 @@ struct rows {
 /* n of the leaf's elements, zeros behind */
 template <bool ALIGNED, typename T> static __device__ __forceinline__ void load_leaf(float *v, const T *p, int n)
 {
-    for (int j = 0; j < LEAF; j += CUDA_VEC(T)) {
+    for (int j = 0; j < LEAF; j += cuda_vec<T>) {
         if (ALIGNED && n >= LEAF)
             load16(v + j, p + j);
         else
@@ -217,18 +217,18 @@ struct cols {
 template <bool ALIGNED, typename T>
 static __device__ __forceinline__ void add_cols(double *sum, const T *x, int64_t n, int64_t step, int left)
 {
-    for (int j = 0; j < CUDA_VEC(T); j++)
+    for (int j = 0; j < cuda_vec<T>; j++)
         sum[j] = 0;
     for (; n > 0; n -= ROWS, x += ROWS * step) {
-        float v[ROWS][CUDA_VEC(T)];
+        float v[ROWS][cuda_vec<T>];
 
         for (int u = 0; u < ROWS; u++) {
-            for (int j = 0; j < CUDA_VEC(T); j++)
+            for (int j = 0; j < cuda_vec<T>; j++)
                 v[u][j] = 0;
             if (u < n)
-                load_vec<ALIGNED>(v[u], x + u * step, left);
+                load_some<ALIGNED>(v[u], x + u * step, left);
         }
-        for (int j = 0; j < CUDA_VEC(T); j++)
+        for (int j = 0; j < cuda_vec<T>; j++)
             sum[j] += (double)((v[0][j] + v[1][j]) + (v[2][j] + v[3][j]));
     }
 }
@@ -237,12 +237,12 @@ template <bool ALIGNED, typename T>
 static __global__ void __launch_bounds__(CUDA_TILE_THREADS) cols_kernel(struct cols p)
 {
     CUDA_SHARED_BYTES(bytes);
-    const int V = CUDA_VEC(T), row = (int)threadIdx.x / p.tile.lanes, lane = (int)threadIdx.x % p.tile.lanes;
+    const int V = cuda_vec<T>, row = (int)threadIdx.x / p.tile.lanes, lane = (int)threadIdx.x % p.tile.lanes;
     const int64_t image = blockIdx.x / (unsigned)p.n_chunk, chunk = blockIdx.x % (unsigned)p.n_chunk;
     const int64_t first = chunk * p.chunk_rows, n = min(p.chunk_rows, p.rows - first);
     const int64_t c = ((int64_t)blockIdx.y * p.tile.lanes + lane) * V, left = p.C - c;
     const T *x = (const T *)p.x + (image * p.rows + first + row) * p.ldx + c;
-    double *space = (double *)bytes, sum[CUDA_VEC(T)];
+    double *space = (double *)bytes, sum[cuda_vec<T>];
 
     if (row < p.tile.rows && left > 0) {
         add_cols<ALIGNED>(sum, x, n > row ? (n - row + p.tile.rows - 1) / p.tile.rows : 0, p.tile.rows * p.ldx,

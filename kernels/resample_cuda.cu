@@ -2,7 +2,7 @@
  *
  * Source positions are exact fractions in whole numbers, as on the CPU, and the sums of bilinear round in the same
  * places. A block has a row of the output, or some. */
-#include "kernels/cuda_vec.cuh"
+#include "kernels/cuda_rows.cuh"
 
 enum mode { NEAREST, CENTRES, CORNERS };
 
@@ -64,7 +64,7 @@ template <typename T> static __global__ void nearest_kernel(struct resample p)
 /* V elements of T at a time, 1 or 16 bytes full */
 template <bool ALIGNED, typename T> static __global__ void bilinear_kernel(struct resample p)
 {
-    const int V = ALIGNED ? CUDA_VEC(T) : 1;
+    const int V = ALIGNED ? cuda_vec<T> : 1;
 
     for (int64_t r = blockIdx.x; r < p.B * p.Ho; r += gridDim.x) {
         const int64_t b = r / p.Ho;
@@ -77,19 +77,19 @@ template <bool ALIGNED, typename T> static __global__ void bilinear_kernel(struc
             const int64_t j = i / p.C, c = i - j * p.C;
             const struct tap u = walk_tap(&p.cols, j);
             const int64_t left = (u.a * p.C + c) * V, right = (u.b * p.C + c) * V;
-            float v[4][CUDA_VEC(T)];
+            float v[4][cuda_vec<T>];
 
-            load_vec<ALIGNED>(v[0], top + left, 1);
-            load_vec<ALIGNED>(v[1], top + right, 1);
-            load_vec<ALIGNED>(v[2], low + left, 1);
-            load_vec<ALIGNED>(v[3], low + right, 1);
+            load_some<ALIGNED>(v[0], top + left, 1);
+            load_some<ALIGNED>(v[1], top + right, 1);
+            load_some<ALIGNED>(v[2], low + left, 1);
+            load_some<ALIGNED>(v[3], low + right, 1);
             for (int e = 0; e < V; e++) {
                 const float above = fmaf(u.share, v[1][e], __fmul_rn(1 - u.share, v[0][e]));
                 const float below = fmaf(u.share, v[3][e], __fmul_rn(1 - u.share, v[2][e]));
 
                 v[0][e] = fmaf(t.share, below, __fmul_rn(1 - t.share, above));
             }
-            store_vec<ALIGNED>(y + i * V, v[0], 1);
+            store_some<ALIGNED>(y + i * V, v[0], 1);
         }
     }
 }
