@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "core/tensor.h"
+#include "kernels/cuda_gemm.h"
 
 struct gemm_case {
     const char *why;
@@ -114,6 +115,25 @@ static void test_mixed(void)
     }
 }
 
+/* The plain kernel stands in where cuBLASLt has no way, which must not hide that it has none at all. */
+static void test_cublaslt(void)
+{
+    static const struct gemm_case s = { "by cuBLASLt", 64, 80, 40, 2, 8, 16, 8, 0.5f, 1, APART };
+
+    for (int t = 0; t < N_DTYPE; t++)
+        for (int way = 0; way < 4; way++) {
+            struct operands o = operands_make(&s, way & 1, way & 2, (enum dtype)t, (enum dtype)t, way ? F32 : (enum dtype)t);
+            struct cuda_product p = { .g = o.g };
+            bool ok = on_cpu(&o);
+
+            p.g.a = o.a.dev, p.g.b = o.b.dev, p.g.c = o.c.dev;
+            ok &= lt_multiply(kit_cuda_ctx(), &p) && dev_cuda_sync(kit_queue) == K_OK;
+            tap_ok(ok && mirror_near(&o.c, kit_near[o.c.type], "%s", s.why), "%s, %s, way %d", s.why,
+                   dtype_name((enum dtype)t), way);
+            cuda_kit_release();
+        }
+}
+
 /* More shapes than are remembered, and the first ones again. */
 static void test_many(void)
 {
@@ -205,6 +225,7 @@ int main(void)
         test_mixed();
     }
     cuda_kit_odd = false;
+    test_cublaslt();
     test_many();
     test_big();
     test_arguments();
