@@ -232,7 +232,7 @@ static bool check(const struct conv_case *s, const struct types *t)
     bool ok = pack_on_device(&o) && kit_cpu->conv(kit_cpu_ctx(), &o.host) == K_OK;
 
     for (int way = 0; way < 3; way++)
-        for (int small = 0; small < 2 - (way == 2); small++) {
+        for (int small = 0; small < 1 + (way == 1 + PRODUCT_LT); small++) {
             struct kctx k = small ? little_scratch(&o) : *kit_cuda_ctx();
             int rc = K_OK;
 
@@ -265,7 +265,7 @@ static void test_mixed(void)
     for (size_t t = 0; t < LEN(mixed); t++) {
         bool ok = true;
 
-        for (size_t i = 0; i < LEN(cases); i += 3)
+        for (size_t i = 1; i < LEN(cases); i += 7)
             ok &= check(&cases[i], &mixed[t]);
         tap_ok(ok, "%s, %s, %s", dtype_name(mixed[t].x), dtype_name(mixed[t].w), dtype_name(mixed[t].y));
     }

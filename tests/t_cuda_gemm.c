@@ -122,7 +122,8 @@ static void test_cublaslt(void)
 
     for (int t = 0; t < N_DTYPE; t++)
         for (int way = 0; way < 4; way++) {
-            struct operands o = operands_make(&s, way & 1, way & 2, (enum dtype)t, (enum dtype)t, way ? F32 : (enum dtype)t);
+            struct operands o = operands_make(&s, way & 1, way & 2, (enum dtype)t, (enum dtype)t,
+                                              way ? F32 : (enum dtype)t);
             struct cuda_product p = { .g = o.g };
             bool ok = on_cpu(&o);
 
