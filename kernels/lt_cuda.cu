@@ -15,6 +15,9 @@ extern "C" {
 
 enum { N_SET = 256, N_WAY = 4, MOST_ALIGNED = 256, MOST_SIZE = 0x7fffffff };
 
+/* What is left of the workspace when it begins at a multiple of 256 bytes, which cuBLASLt's kernels want. */
+static const uint64_t workspace_bytes = CUDA_WORKSPACE - MOST_ALIGNED;
+
 /* All that a choice depends on. */
 struct lt_key {
     int64_t M, N, K, n, lda, ldb, ldc, ld_old, stride_a, stride_b, stride_c;
@@ -165,14 +168,13 @@ static bool describe(struct lt_plan *p)
 
 static bool prefer(cublasLtMatmulPreference_t to, const struct lt_key *key)
 {
-    const uint64_t workspace = CUDA_WORKSPACE;
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     };
-    bool ok = cublasLtMatmulPreferenceSetAttribute(to, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                                   sizeof workspace) == CUBLAS_STATUS_SUCCESS
+    bool ok = cublasLtMatmulPreferenceSetAttribute(to, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
+                                                   sizeof workspace_bytes) == CUBLAS_STATUS_SUCCESS
         && cublasLtMatmulPreferenceSetAttribute(to, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction,
                                                 sizeof reduction) == CUBLAS_STATUS_SUCCESS;
 
@@ -199,7 +201,7 @@ static void choose(struct dev_queue *q, struct lt_plan *p, const float *bias)
     p->works = describe(p) && set_bias(p->desc, bias) && prefer(q->plans->preference, &p->key)
         && cublasLtMatmulAlgoGetHeuristic(q->lt, p->desc, p->layout[0], p->layout[1], p->layout[2], p->layout[3],
                                           q->plans->preference, 1, &result, &n) == CUBLAS_STATUS_SUCCESS
-        && n == 1 && result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= CUDA_WORKSPACE;
+        && n == 1 && result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace_bytes;
     if (p->works) {
         p->algo = result.algo;
         p->workspace = result.workspaceSize;
@@ -228,6 +230,13 @@ static struct lt_plan *plan_of(struct dev_queue *q, const struct lt_key *key, co
 
 /* ---- multiplying ---- */
 
+static void *workspace(const struct kctx *k)
+{
+    const uintptr_t at = (uintptr_t)k->scratch + k->scratch_bytes - CUDA_WORKSPACE;
+
+    return (void *)((at + MOST_ALIGNED - 1) / MOST_ALIGNED * MOST_ALIGNED);
+}
+
 static bool takes(const struct cuda_product *p)
 {
     const struct kgemm *g = &p->g;
@@ -254,8 +263,7 @@ extern "C" bool lt_multiply(struct kctx *k, const struct cuda_product *p)
     q->n_launch++;
     rc = cublasLtMatmul(q->lt, plan->desc, &g->alpha, g->b, plan->layout[0], g->a, plan->layout[1], &g->beta, old_of(p),
                         plan->layout[2], g->c, plan->layout[3], &plan->algo,
-                        plan->workspace ? (char *)k->scratch + k->scratch_bytes - CUDA_WORKSPACE : NULL,
-                        plan->workspace, q->stream);
+                        plan->workspace ? workspace(k) : NULL, plan->workspace, q->stream);
     if (rc != CUBLAS_STATUS_SUCCESS)
         cuda_fail(q, "cublasLtMatmul", cublasLtGetStatusString(rc));
     return true;

@@ -89,7 +89,7 @@ static __device__ __forceinline__ float activate(float x, enum kact act)
     case K_ACT_GEGLU:
     case K_ACT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678f));
     case K_ACT_QUICK_GELU: return x / (1 + expf(-1.702f * x));
-    case K_ACT_RELU: return x > 0 ? x : 0;
+    case K_ACT_RELU: return x < 0 ? 0 : x;
     default: return x;
     }
 }
