@@ -237,20 +237,21 @@ static int64_t rows_at_once(const struct product *p, bool is_direct, size_t scra
 
 /* ---- how long it takes ---- */
 
-static int64_t depth(const struct product *p)
+/* Blocks of K: one holds channels of one tap of one part. */
+static int64_t blocks_of_k(const struct product *p)
 {
-    int64_t K = 0;
+    int64_t n = 0;
 
     for (int i = 0; i < p->n_part; i++)
-        K += product_depth(&p->part[i]);
-    return K;
+        n += p->part[i].KH * p->part[i].KW * ceil_div(p->part[i].Ci, TILE_K);
+    return n;
 }
 
 /* Waves of blocks, each of which runs through its share of K. */
 static double tile_seconds(const struct product *p, int m, int n, int split, int n_sm, double rate)
 {
     const int64_t blocks = ceil_div(product_rows(p), m) * ceil_div(p->Co, n) * split;
-    const int64_t steps = ceil_div(ceil_div(depth(p), TILE_K), split);
+    const int64_t steps = ceil_div(blocks_of_k(p), split);
 
     return (double)(ceil_div(blocks, n_sm) * steps * TILE_K) * 2.0 * m * n / rate;
 }
@@ -263,7 +264,7 @@ static double split_seconds(const struct product *p, int split)
 
 static bool split_fits(const struct product *p, int split, size_t scratch)
 {
-    return split == 1 || (split <= ceil_div(depth(p), TILE_K)
+    return split == 1 || (split <= blocks_of_k(p)
                           && product_rows(p) * p->Co * split <= (int64_t)(scratch / 4));
 }
 
