@@ -4,8 +4,10 @@
  * place, and where there is nothing to add to a product but a residual, cuBLASLt writes y itself. */
 #include "kernels/cuda.cuh"
 
+#include "kernels/cuda_act.cuh"
 #include "kernels/cuda_gemm.h"
 #include "kernels/cuda_product.h"
+#include "kernels/cuda_vec.cuh"
 
 /* ---- im2col ---- */
 
@@ -50,7 +52,7 @@ static bool aligned(const void *p, int64_t ld, enum dtype type)
 template <typename T> static void lay_out(struct kctx *k, void *out, const struct product *p, int part, int64_t row0,
                                           int64_t rows)
 {
-    enum { N = 16 / sizeof(T) };
+    constexpr int N = cuda_vec<T>;
     const struct product_part *s = &p->part[part];
     const int64_t all = rows * product_depth(s);
 
@@ -81,47 +83,26 @@ struct finish {
     enum kact act;
 };
 
-/* By erf; the others as kern.h has them. */
 static __device__ __forceinline__ float activate(float x, enum kact act)
 {
     switch (act) {
-    case K_ACT_SILU: return x / (1 + expf(-x));
+    case K_ACT_SILU: return act_silu(x);
     case K_ACT_GEGLU:
-    case K_ACT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678f));
-    case K_ACT_QUICK_GELU: return x / (1 + expf(-1.702f * x));
-    case K_ACT_RELU: return x < 0 ? 0 : x;
+    case K_ACT_GELU: return act_gelu(x);
+    case K_ACT_QUICK_GELU: return act_quick_gelu(x);
+    case K_ACT_RELU: return act_relu(x);
     default: return x;
     }
 }
 
-template <typename T, int N> struct vector { T at[N]; };
-
-/* N neighbours; in words of 16 bytes, and from where one begins, if they fill some. */
-template <typename T, int N> static __device__ __forceinline__ void take(float out[N], const T *from)
+/* N sums; two are a value and its gate. */
+template <int N> static __device__ __forceinline__ void take(float *out, const float *from)
 {
-    if constexpr (sizeof(T) * N % 16) {
-        for (int i = 0; i < N; i++)
-            out[i] = load(&from[i]);
+    if constexpr (N == 2) {
+        out[0] = from[0];
+        out[1] = from[1];
     } else {
-        union { uint4 word[sizeof(T) * N / 16]; vector<T, N> v; } u;
-
-        for (size_t i = 0; i < sizeof(T) * N / 16; i++)
-            u.word[i] = ((const uint4 *)from)[i];
-        for (int i = 0; i < N; i++)
-            out[i] = load(&u.v.at[i]);
-    }
-}
-
-template <typename T, int N> static __device__ __forceinline__ void give(T *to, const float in[N])
-{
-    if constexpr (N == 1) {
-        store(to, in[0]);
-    } else {
-        union { uint4 word; vector<T, N> v; } u;
-
-        for (int i = 0; i < N; i++)
-            store(&u.v.at[i], in[i]);
-        *(uint4 *)to = u.word;
+        load_vec<N>(out, from);
     }
 }
 
@@ -158,7 +139,7 @@ template <typename T, int N, bool GLU> static __global__ void finish_kernel(stru
         const int64_t b = f.row_add ? m / (f.Ho * f.Wo) : 0;
         float sum[GLU ? 2 * N : N], out[N], old[N];
 
-        take<float, GLU ? 2 * N : N>(sum, f.sums + r * f.Co + (GLU ? 2 * c : c));
+        take<GLU ? 2 * N : N>(sum, f.sums + r * f.Co + (GLU ? 2 * c : c));
         for (int i = 0; i < N; i++)
             if (GLU)
                 out[i] = shifted<T>(f, sum[2 * i], b, c + i)
@@ -166,17 +147,17 @@ template <typename T, int N, bool GLU> static __global__ void finish_kernel(stru
             else
                 out[i] = activate(shifted<T>(f, sum[i], b, c + i), f.act);
         if (f.residual) {
-            take<T, N>(old, (const T *)f.residual + px * f.residual_ld + c);
+            load_vec<N>(old, (const T *)f.residual + px * f.residual_ld + c);
             for (int i = 0; i < N; i++)
                 out[i] += old[i];
         }
-        give<T, N>((T *)f.y + px * f.ldy + c, out);
+        store_vec<N>((T *)f.y + px * f.ldy + c, out);
     }
 }
 
 template <typename T> static void finish(struct kctx *k, const struct product *p, const struct finish *f)
 {
-    enum { N = 16 / sizeof(T) };
+    constexpr int N = cuda_vec<T>;
     const bool glu = p->act == K_ACT_GEGLU;
     const int64_t width = glu ? p->Co / 2 : p->Co, all = f->rows * width;
     const bool whole = width % N == 0 && aligned(p->y, p->ldy, p->y_type)

@@ -136,6 +136,28 @@ static void test_types(void)
     }
 }
 
+/* Predictions decide: which way may change when they have been measured, but not by chance. */
+static enum product_way way_of(const struct kgeom *g, enum dtype type, int64_t B, int cc)
+{
+    const struct kconv c = conv_of(g, K_PACK_FWD, type, B);
+    struct product p[4];
+    struct product_plan plan;
+
+    product_cut(p, &c);
+    product_choose(&plan, &p[0], cc, N_SM, product_scratch_bytes());
+    return plan.way;
+}
+
+static void test_ways(void)
+{
+    const struct kgeom conv = geom(64, 320, 320, 3, 1), linear = geom(64, 1280, 1280, 1, 1);
+
+    tap_ok(way_of(&conv, F16, 4, 80) == PRODUCT_TILES && way_of(&linear, BF16, 4, 89) == PRODUCT_TILES,
+           "before Hopper 16 bits go through tiles");
+    tap_ok(way_of(&conv, BF16, 4, 90) == PRODUCT_TILES, "on Hopper what would need im2col does");
+    tap_ok(way_of(&linear, BF16, 16, 90) == PRODUCT_LT, "and large plain matrices go through cuBLASLt");
+}
+
 static const char *spoil(struct kconv *c, int i)
 {
     struct kgeom *g = &c->part[0].g;
@@ -347,6 +369,7 @@ int main(void)
     test_phases();
     test_whole();
     test_types();
+    test_ways();
     test_arguments();
     test_direct();
     test_scratch();
