@@ -1,4 +1,5 @@
-/* kernels/attn_cuda.cu: attention on the device: which way, and the plain way for what tensor cores cannot do.
+/* kernels/attn_cuda.cu: attention on the device: which way, and the plain way for what tensor cores cannot do and is
+ * small.
  *
  * The plain way is f32 in shared memory and registers for any strides and alignment: a warp has QUERIES queries, meets
  * KEYS keys at a time (a lane has one of them, then the products with V have lanes over D), with a running softmax. */
@@ -6,6 +7,7 @@
 #include "kernels/cuda_attn.h"
 
 enum { WARPS = 4, QUERIES = 4, KEYS = 32, PART = 64, MOST_D = 512 };       /* PART: of a key's columns at a time */
+enum { MANY = 1 << 21 };                /* products of a head, worth more than one kernel */
 
 /* ---- the plain way ---- */
 
@@ -33,22 +35,22 @@ static __device__ __forceinline__ void plain_scores(float *s, const float *q, fl
     }
 }
 
-/* o[i] = ratio[i] o[i] + p[i] V, lanes over columns */
+/* o[i] = ratio[i] o[i] + p[i] V, lanes over columns. p_of: the warp's place for p, by key. */
 template <typename T, int ND>
-static __device__ __forceinline__ void plain_values(float (*o)[ND], const float *p, const float *ratio, const T *v,
-                                                    int64_t ldv, int keys, int D)
+static __device__ __forceinline__ void plain_values(float (*o)[ND], const float *p, const float *ratio, float4 *p_of,
+                                                    const T *v, int64_t ldv, int keys, int D)
 {
     const int lane = (int)(threadIdx.x % 32);
 
+    p_of[lane] = make_float4(p[0], p[1], p[2], p[3]);
+    __syncwarp();
     CUDA_UNROLL
     for (int i = 0; i < QUERIES * ND; i++)
         o[i / ND][i % ND] *= ratio[i / ND];
     for (int key = 0; key < keys; key++) {
-        float share[QUERIES];
+        const float4 all = p_of[key];
+        const float share[QUERIES] = { all.x, all.y, all.z, all.w };
 
-        CUDA_UNROLL
-        for (int i = 0; i < QUERIES; i++)
-            share[i] = __shfl_sync(0xffffffffu, p[i], key);
         CUDA_UNROLL
         for (int j = 0; j < ND; j++) {
             const float x = lane + 32 * j < D ? load(&v[key * ldv + lane + 32 * j]) : 0;
@@ -58,6 +60,7 @@ static __device__ __forceinline__ void plain_values(float (*o)[ND], const float 
                 o[i][j] = fmaf(share[i], x, o[i][j]);
         }
     }
+    __syncwarp();
 }
 
 /* A block for WARPS * QUERIES queries (x) of a head (y) of an image (z); ND * 32 >= D. */
@@ -65,6 +68,7 @@ template <typename T, int ND> static __global__ void __launch_bounds__(WARPS * 3
 {
     CUDA_SHARED_BYTES(bytes);
     CUDA_SHARED(float, part, KEYS * (PART + 1));
+    CUDA_SHARED(float4, p, WARPS * KEYS);       /* of a key for a warp's queries */
     const int lane = (int)(threadIdx.x % 32), D = (int)a.D;
     const int64_t b = blockIdx.z, n = blockIdx.y, q0 = (int64_t)blockIdx.x * (WARPS * QUERIES);
     const int64_t first = q0 + threadIdx.x / 32 * QUERIES;
@@ -98,7 +102,8 @@ template <typename T, int ND> static __global__ void __launch_bounds__(WARPS * 3
             s[i] = sees ? expf(s[i] - top[i]) : 0;
             sum[i] = sum[i] * ratio[i] + warp_sum(s[i]);
         }
-        plain_values<T, ND>(o, s, ratio, (const T *)a.v + row * a.ldv + n * D, a.ldv, keys, D);
+        plain_values<T, ND>(o, s, ratio, p + threadIdx.x / 32 * KEYS, (const T *)a.v + row * a.ldv + n * D,
+                            a.ldv, keys, D);
     }
     CUDA_UNROLL
     for (int i = 0; i < QUERIES; i++) {
@@ -156,8 +161,8 @@ static int attn(struct kctx *k, const struct kattn *a)
         return K_OK;
     if (attn_flash_fits(a))
         return attn_flash(k, a);
-    if (a->D > MOST_D)
-        return K_MISSING;
+    if (a->D > MOST_D || a->Tq * a->Tk * a->D >= MANY)
+        return attn_chunks(k, a);
     CUDA_BY_TYPE(a->type, T, return plain<T>(k, a));
     return K_ARG;
 }
