@@ -95,7 +95,7 @@ EMU_OBJ = $(patsubst %.cc,$B/%.o,$(wildcard tests/emu/*.cc)) $(patsubst %.cu,$B/
     $(filter-out %.cu.o %/cuda_none.o,$(OBJ))
 EMU_TESTS := $(patsubst tests/%.c,$B/emu/%,$(wildcard tests/t_cuda*.c))
 TESTS := $(patsubst tests/%.c,$B/%,$(wildcard tests/t_*.c)) $(EMU_TESTS)
-SCRIPTS := $(filter-out tests/lib.sh tests/run.sh,$(wildcard tests/*.sh))
+SCRIPTS := $(filter-out tests/lib.sh tests/run.sh tests/gpu.sh,$(wildcard tests/*.sh))
 FUZZ := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/f_*.c))
 BENCH := $(wildcard tests/bench/*.c)
 TOOLS := $(patsubst tests/tool/%.c,$B/tool/%,$(wildcard tests/tool/*.c))
@@ -171,8 +171,10 @@ yes = $(filter yes,$(HAVE_$1))
 $B/tests/bench/%.o: CFLAGS += $(if $(call yes,OPENBLAS),-DHAVE_OPENBLAS) $(if $(call yes,DNNL),-DHAVE_DNNL)
 $B/tests/bench/peer.o: $B/peers
 $(eval $(call stamp,$B/peers,$(HAVE_OPENBLAS) $(HAVE_DNNL)))
-$B/bench: LIBS += $(if $(call yes,OPENBLAS),-lopenblas) $(if $(call yes,DNNL),-ldnnl)
+$B/bench $B/emu/bench: LIBS += $(if $(call yes,OPENBLAS),-lopenblas) $(if $(call yes,DNNL),-ldnnl)
 $B/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon.a
+	$(LINK)
+$B/emu/bench: $(BENCH:%.c=$B/%.o) $B/kit.a $B/libunicon-emu.a
 	$(LINK)
 -include $(wildcard $(patsubst %,$B/%/*.d,kernels emu/kernels core core/* store store/* jobs cmd tests tests/*))
 

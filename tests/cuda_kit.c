@@ -54,7 +54,7 @@ bool cuda_kit_begin(void)
     }
     dev_cuda_probe(&info, 1, NULL);
     kit.emulated = strstr(info.name, "emulated") != NULL;
-    kit.cap = (kit.emulated ? (size_t)512 << 20 : (size_t)8 << 30) / dev_cuda_step() * dev_cuda_step();
+    kit.cap = (cuda_kit_small() ? (size_t)512 << 20 : (size_t)8 << 30) / dev_cuda_step() * dev_cuda_step();
     kit.base = dev_cuda_reserve(kit.cap);
     if (!kit.base || dev_cuda_commit(kit.base, 0, kit.cap))
         stop("memory for tests");
@@ -73,6 +73,7 @@ bool cuda_kit_begin(void)
 }
 
 bool cuda_kit_emulated(void) { return kit.emulated; }
+bool cuda_kit_small(void) { return kit.emulated || getenv("UNICON_TEST_SMALL"); }
 
 int cuda_kit_end(void)
 {

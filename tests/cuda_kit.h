@@ -69,7 +69,9 @@ bool mirror_near(struct mirror *m, double rel, const char *fmt, ...) __attribute
 void mirror_keep(struct mirror *m);
 void cuda_kit_order(int order);
 
-/* true where the device is the emulated one: it is slow, sizes should be small. */
 bool cuda_kit_emulated(void);
+/* Sizes should be small: the device is the emulated one, or UNICON_TEST_SMALL is set, as where every access of a real
+ * one is checked. */
+bool cuda_kit_small(void);
 
 #endif

@@ -2,6 +2,7 @@
  * and its share of the machine's peak measured in the same run.
  *
  *     bench [-t THREADS] [-i ISA] [-p] [product|attention|memory ...]       -p: beside OpenBLAS and oneDNN
+ *     bench gpu ..                                                          see tests/bench/gpu.c
  *
  * Products and attention are set against the peak of their arithmetic (f32 fused multiply-add, bf16 dot product), the
  * rest against a plain copy of as many bytes. Counts are how often the shape occurs in one pass of the UNet; the last
@@ -55,64 +56,6 @@ static void *values(int64_t n, enum dtype t)
 
 /* ---- products ---- */
 
-struct shape {
-    const char *layer;
-    int side;                           /* output pixels a side; 0: rows below */
-    int Ci, Co, KH, stride, up;
-    int rows, count;
-};
-
-static const struct shape shapes[] = {
-    { "conv_in", 64, 4, 320, 3, 1, 1, 0, 1 },
-    { "resnet", 64, 320, 320, 3, 1, 1, 0, 7 },
-    { "resnet, joined", 64, 640, 320, 3, 1, 1, 0, 2 },
-    { "resnet, joined", 64, 960, 320, 3, 1, 1, 0, 1 },
-    { "up-sampling", 64, 640, 640, 3, 1, 2, 0, 1 },
-    { "conv_out", 64, 320, 4, 3, 1, 1, 0, 1 },
-    { "down-sampling", 32, 320, 320, 3, 2, 1, 0, 1 },
-    { "resnet", 32, 320, 640, 3, 1, 1, 0, 1 },
-    { "resnet", 32, 640, 640, 3, 1, 1, 0, 6 },
-    { "resnet, joined", 32, 960, 640, 3, 1, 1, 0, 1 },
-    { "resnet, joined", 32, 1280, 640, 3, 1, 1, 0, 1 },
-    { "resnet, joined", 32, 1920, 640, 3, 1, 1, 0, 1 },
-    { "up-sampling", 32, 1280, 1280, 3, 1, 2, 0, 1 },
-    { "down-sampling", 16, 640, 640, 3, 2, 1, 0, 1 },
-    { "resnet", 16, 640, 1280, 3, 1, 1, 0, 1 },
-    { "resnet", 16, 1280, 1280, 3, 1, 1, 0, 6 },
-    { "resnet, joined", 16, 1920, 1280, 3, 1, 1, 0, 1 },
-    { "resnet, joined", 16, 2560, 1280, 3, 1, 1, 0, 2 },
-    { "up-sampling", 16, 1280, 1280, 3, 1, 2, 0, 1 },
-    { "down-sampling", 8, 1280, 1280, 3, 2, 1, 0, 1 },
-    { "resnet", 8, 1280, 1280, 3, 1, 1, 0, 11 },
-    { "resnet, joined", 8, 2560, 1280, 3, 1, 1, 0, 3 },
-    { "q k v o, in out", 0, 320, 320, 1, 1, 1, 4096, 40 },
-    { "GEGLU", 0, 320, 2560, 1, 1, 1, 4096, 5 },
-    { "feed-forward out", 0, 1280, 320, 1, 1, 1, 4096, 5 },
-    { "shortcut", 0, 640, 320, 1, 1, 1, 4096, 2 },
-    { "shortcut", 0, 960, 320, 1, 1, 1, 4096, 1 },
-    { "q k v o, in out", 0, 640, 640, 1, 1, 1, 1024, 40 },
-    { "GEGLU", 0, 640, 5120, 1, 1, 1, 1024, 5 },
-    { "feed-forward out", 0, 2560, 640, 1, 1, 1, 1024, 5 },
-    { "shortcut", 0, 320, 640, 1, 1, 1, 1024, 1 },
-    { "shortcut", 0, 960, 640, 1, 1, 1, 1024, 1 },
-    { "shortcut", 0, 1280, 640, 1, 1, 1, 1024, 1 },
-    { "shortcut", 0, 1920, 640, 1, 1, 1, 1024, 1 },
-    { "q k v o, in out", 0, 1280, 1280, 1, 1, 1, 256, 40 },
-    { "GEGLU", 0, 1280, 10240, 1, 1, 1, 256, 5 },
-    { "feed-forward out", 0, 5120, 1280, 1, 1, 1, 256, 5 },
-    { "shortcut", 0, 640, 1280, 1, 1, 1, 256, 1 },
-    { "shortcut", 0, 1920, 1280, 1, 1, 1, 256, 1 },
-    { "shortcut", 0, 2560, 1280, 1, 1, 1, 256, 2 },
-    { "q k v o, in out", 0, 1280, 1280, 1, 1, 1, 64, 8 },
-    { "GEGLU", 0, 1280, 10240, 1, 1, 1, 64, 1 },
-    { "feed-forward out", 0, 5120, 1280, 1, 1, 1, 64, 1 },
-    { "shortcut", 0, 2560, 1280, 1, 1, 1, 64, 3 },
-    { "text k v", 0, 768, 320, 1, 1, 1, 77, 10 },
-    { "text k v", 0, 768, 640, 1, 1, 1, 77, 10 },
-    { "text k v", 0, 768, 1280, 1, 1, 1, 77, 12 },
-};
-enum { N_SHAPES = sizeof shapes / sizeof *shapes };
-
 enum direction { FORWARD, BACK_INPUT, BACK_WEIGHT, N_DIRECTION };
 static const char *const direction_name[] = { "forward", "d-input", "d-weight" };
 
@@ -134,18 +77,6 @@ static int product_run(void *arg)
     return p->m->kern->conv_dw(&p->m->k, p->dw, 0, g, 1, p->x, p->c.y_type, g->Ci, p->dy, p->c.y_type, g->Co);
 }
 
-static struct kgeom geometry(const struct shape *s)
-{
-    struct kgeom g = { .Ci = s->Ci, .Co = s->Co, .KH = s->KH, .KW = s->KH, .stride = s->stride, .up = s->up };
-
-    g.pad_t = g.pad_l = s->KH / 2;
-    g.Ho = s->side ? s->side : 1;
-    g.Wo = s->side ? s->side : s->rows;
-    g.H = s->side ? s->side * s->stride / s->up : 1;
-    g.W = s->side ? s->side * s->stride / s->up : s->rows;
-    return g;
-}
-
 /* Multiply-adds that have to be done: doubling layers as four 2x2 phases, their weight gradient at full size. */
 static double product_flops(const struct kgeom *g, enum direction d)
 {
@@ -155,15 +86,12 @@ static double product_flops(const struct kgeom *g, enum direction d)
 }
 
 /* Seconds for one shape, or negative. */
-static double product_time(struct machine *m, const struct shape *s, enum dtype t, enum direction d)
+static double product_time(struct machine *m, const struct bench_shape *s, enum dtype t, enum direction d)
 {
-    static const enum kpack_kind kind[2][2] = { { K_PACK_FWD, K_PACK_DX }, { K_PACK_UP, K_PACK_UP_DX } };
-    const struct kgeom g = geometry(s);
-    const bool glu = s->Co == 8 * s->Ci && d == FORWARD;
-    const struct kpack pack = { .kind = kind[g.up == 2][d == BACK_INPUT], .src = F32, .dst = t, .Co = g.Co,
-                                .Ci = g.Ci, .KH = g.KH, .KW = g.KW, .ci_total = g.Ci, .glu = glu };
+    struct kpack pack;
+    struct product_case p = { .m = m, .dir = d, .c = bench_product(s, t, 1, d == BACK_INPUT, d != FORWARD, &pack) };
+    const struct kgeom g = p.c.part[0].g;
     const size_t bytes = (m->kern->pack_bytes(&pack) + 4095) / 4096 * 4096;
-    struct product_case p = { .m = m, .dir = d };
     float *w = values(g.Co * g.Ci * g.KH * g.KW, F32);
     void *packed = aligned_alloc(4096, bytes);
     double seconds = -1;
@@ -171,11 +99,9 @@ static double product_time(struct machine *m, const struct shape *s, enum dtype 
     p.x = values(g.H * g.W * g.Ci, t);
     p.dy = values(g.Ho * g.Wo * g.Co, t);
     p.dw = values(g.Co * g.Ci * g.KH * g.KW, F32);
-    p.c = (struct kconv){ .dir = d == BACK_INPUT ? K_DX : K_FWD, .B = 1, .n_part = 1, .alpha = 1,
-                          .act = glu ? K_ACT_GEGLU : K_ACT_NONE, .y = d == BACK_INPUT ? p.x : p.dy, .y_type = t,
-                          .ldy = d == BACK_INPUT ? g.Ci : glu ? g.Co / 2 : g.Co };
-    p.c.part[0] = (struct kpart){ .x = d == BACK_INPUT ? p.dy : p.x, .type = t, .ldx = d == BACK_INPUT ? g.Co : g.Ci,
-                                  .pack = packed, .pack_type = t, .pack_kind = pack.kind, .glu = glu, .g = g };
+    p.c.y = d == BACK_INPUT ? p.x : p.dy;
+    p.c.part[0].x = d == BACK_INPUT ? p.dy : p.x;
+    p.c.part[0].pack = packed;
     if (packed && !m->kern->pack(&m->k, packed, &pack, w))
         seconds = bench_time(product_run, &p);
     free(p.x);
@@ -186,18 +112,18 @@ static double product_time(struct machine *m, const struct shape *s, enum dtype 
     return seconds;
 }
 
-static double peer_blas_time(const struct machine *m, const struct shape *s, enum direction d)
+static double peer_blas_time(const struct machine *m, const struct bench_shape *s, enum direction d)
 {
-    const struct kgeom g = geometry(s);
+    const struct kgeom g = bench_geometry(s);
     const int64_t M = g.Ho * g.Wo, K = g.Ci * g.KH * g.KW;
 
     return d == FORWARD ? peer_blas(m->k.n_threads, M, g.Co, K)
          : d == BACK_INPUT ? peer_blas(m->k.n_threads, M, K, g.Co) : peer_blas(m->k.n_threads, g.Co, K, M);
 }
 
-static double peer_dnn_time(const struct machine *m, const struct shape *s, enum dtype t, enum direction d)
+static double peer_dnn_time(const struct machine *m, const struct bench_shape *s, enum dtype t, enum direction d)
 {
-    struct kgeom g = geometry(s);
+    struct kgeom g = bench_geometry(s);
 
     if (d == BACK_WEIGHT)
         return -1;
@@ -228,18 +154,14 @@ static void bench_products(struct machine *m, enum dtype t, enum direction d)
     printf("\nproducts, %s, %s\n", t == F32 ? "f32" : "bf16", direction_name[d]);
     printf("  %-18s %-26s %5s %9s %7s%s\n", "layer", "shape", "count", "GFLOP/s", "% peak",
            m->peers ? "  BLAS/us  oneDNN/us (times ours)" : "");
-    for (int i = 0; i < N_SHAPES; i++) {
-        const struct shape *s = &shapes[i];
-        const struct kgeom g = geometry(s);
+    for (int i = 0; i < bench_n_shapes; i++) {
+        const struct bench_shape *s = &bench_shapes[i];
+        const struct kgeom g = bench_geometry(s);
         const double f = product_flops(&g, d), time = product_time(m, s, t, d);
         char text[40];
 
-        if (s->side)
-            snprintf(text, sizeof text, "%dx%d %d->%d, %dx%d%s", s->side, s->side, s->Ci, s->Co, s->KH, s->KH,
-                     s->stride == 2 ? " /2" : s->up == 2 ? " x2" : "");
-        else
-            snprintf(text, sizeof text, "%d rows %d->%d", s->rows, s->Ci, s->Co);
-        printf("  %-18s %-26s %5d %9.1f %7.1f", s->layer, text, s->count, f / time * 1e-9, f / time * 1e-7 / peak);
+        printf("  %-18s %-26s %5d %9.1f %7.1f", s->layer, bench_shape_text(s, text, sizeof text), s->count,
+               f / time * 1e-9, f / time * 1e-7 / peak);
         if (m->peers) {
             const double blas = t == F32 ? peer_blas_time(m, s, d) : -1, dnn = peer_dnn_time(m, s, t, d);
 
@@ -268,14 +190,6 @@ static void bench_products(struct machine *m, enum dtype t, enum direction d)
 
 /* ---- attention ---- */
 
-static const struct { const char *what; int Tq, Tk, N, D; bool causal; } attentions[] = {
-    { "self, 64x64", 4096, 4096, 8, 40, false }, { "self, 32x32", 1024, 1024, 8, 80, false },
-    { "self, 16x16", 256, 256, 8, 160, false },  { "self, 8x8", 64, 64, 8, 160, false },
-    { "text, 64x64", 4096, 77, 8, 40, false },   { "text, 32x32", 1024, 77, 8, 80, false },
-    { "text, 16x16", 256, 77, 8, 160, false },   { "VAE", 4096, 4096, 1, 512, false },
-    { "text encoder", 77, 77, 12, 64, true },
-};
-
 struct attention_case {
     struct machine *m;
     struct kattn_back b;
@@ -295,15 +209,16 @@ static void bench_attention(struct machine *m, enum dtype t)
 
     printf("\nattention, %s\n  %-18s %-26s %9s %7s %9s %7s\n", t == F32 ? "f32" : "bf16", "where", "shape", "forward",
            "% peak", "backward", "% peak");
-    for (size_t i = 0; i < sizeof attentions / sizeof *attentions; i++) {
-        const int64_t Tq = attentions[i].Tq, Tk = attentions[i].Tk, N = attentions[i].N, D = attentions[i].D;
-        const double products = (double)(N * D) * (double)(attentions[i].causal ? Tq * (Tq + 1) / 2 : Tq * Tk) * 2;
+    for (int i = 0; i < bench_n_attentions; i++) {
+        const struct bench_attention *s = &bench_attentions[i];
+        const int64_t Tq = s->Tq, Tk = s->Tk, N = s->N, D = s->D;
+        const double products = (double)(N * D) * (double)(s->causal ? Tq * (Tq + 1) / 2 : Tq * Tk) * 2;
         struct attention_case a = { .m = m };
         double fwd, back;
         char text[40];
 
         a.b.f = (struct kattn){ .type = t, .B = 1, .N = N, .Tq = Tq, .Tk = Tk, .D = D, .ldq = N * D, .ldk = N * D,
-                                .ldv = N * D, .ldo = N * D, .scale = 0.15f, .causal = attentions[i].causal };
+                                .ldv = N * D, .ldo = N * D, .scale = 0.15f, .causal = s->causal };
         a.b.f.q = values(Tq * N * D, t);
         a.b.f.k = values(Tk * N * D, t);
         a.b.f.v = values(Tk * N * D, t);
@@ -319,8 +234,8 @@ static void bench_attention(struct machine *m, enum dtype t)
         a.back = true;
         back = bench_time(attention_run, &a);
         snprintf(text, sizeof text, "%dx%d, %dx%d%s", (int)Tq, (int)Tk, (int)N, (int)D,
-                 attentions[i].causal ? ", causal" : "");
-        printf("  %-18s %-26s %9.1f %7.1f %9.1f %7.1f\n", attentions[i].what, text, 2 * products / fwd * 1e-9,
+                 s->causal ? ", causal" : "");
+        printf("  %-18s %-26s %9.1f %7.1f %9.1f %7.1f\n", s->what, text, 2 * products / fwd * 1e-9,
                2 * products / fwd * 1e-7 / peak, 5 * products / back * 1e-9, 5 * products / back * 1e-7 / peak);
         fflush(stdout);
         void *const own[] = { (void *)a.b.f.q, (void *)a.b.f.k, (void *)a.b.f.v, a.b.f.o, a.b.f.lse, (void *)a.b.d_o,
@@ -480,6 +395,9 @@ int main(int argc, char **argv)
     long side = 64;
     int opt;
 
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "gpu"))
+            return bench_gpu(argc, argv);
     if (!getenv("OMP_WAIT_POLICY")) {   /* waiting threads must not count as CPU time; read once, at start */
         setenv("OMP_WAIT_POLICY", "passive", 1);
         execv("/proc/self/exe", argv);

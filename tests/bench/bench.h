@@ -19,6 +19,31 @@ double peak_f32(int n_threads);
 double peak_bf16(int n_threads);
 double peak_copy(int n_threads, size_t bytes);
 
+/* The products of one pass of SD1.5's UNet at 512 x 512, one image, and how often each occurs. */
+struct bench_shape {
+    const char *layer;
+    int side;                           /* output pixels a side; 0: rows below */
+    int Ci, Co, KH, stride, up;
+    int rows, count;
+};
+extern const struct bench_shape bench_shapes[];
+extern const int bench_n_shapes;
+struct kgeom bench_geometry(const struct bench_shape *s);
+const char *bench_shape_text(const struct bench_shape *s, char *buf, size_t size);      /* "64x64 320->320, 3x3" */
+
+/* It as a product of B images and the pack of its weights, without the pointers. dx: the gradient of its input; plain:
+ * not gated where the layer is. */
+struct kconv bench_product(const struct bench_shape *s, enum dtype t, int64_t B, bool dx, bool plain,
+                           struct kpack *pack);
+
+struct bench_attention {
+    const char *what;
+    int Tq, Tk, N, D;
+    bool causal;
+};
+extern const struct bench_attention bench_attentions[];
+extern const int bench_n_attentions;
+
 /* Peers, for the same work. Seconds as bench_time; negative when the library is not in this build, or cannot. */
 const char *peer_blas_name(void);
 double peer_blas(int n_threads, int64_t M, int64_t N, int64_t K);              /* f32 C = A B^T */
@@ -34,5 +59,8 @@ int bench_models(const char *directory, const char *isa, int n_threads, double f
 
 /* Steps of the UNet with joint attention over latents of side x side, beside plain ones. */
 int bench_pairs(const char *isa, int n_threads, int64_t side, double f32, double bf16);
+
+/* `bench gpu ..`, see tests/bench/gpu.c. */
+int bench_gpu(int argc, char **argv);
 
 #endif

@@ -6,102 +6,18 @@
 
 #include "core/model/unet.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/random_base.h"
 
-enum { MAX_TENSOR = 2048, N_VALUE = 30 << 20, RANK = 64, ROWS = 2, LONG = 10 };
+enum { ROWS = 2, LONG = 10 };
 
 struct world {
     struct device dev, null;
-    float *value;                       /* what all tensors are made of */
-    struct weights base, xy, yx, y, fuse, conv;
+    struct random_base base;
     struct model_memory mem;
     struct tape_memory tape_mem;
     struct tape t;
     struct err e;
 };
-
-static bool add(struct world *w, struct weights *t, const char *name, int n_dim, const int64_t *dim)
-{
-    struct weights_entry *x = t->entry ? t->entry : calloc(MAX_TENSOR, sizeof *x);
-    int64_t n = 1;
-
-    t->entry = x;
-    if (!x || t->n == MAX_TENSOR || !(x[t->n].name = strdup(name)))
-        return false;
-    x = &t->entry[t->n++];
-    x->type = STORED_F32;
-    x->n_dim = n_dim;
-    x->data = w->value;
-    for (int i = n_dim - 1; i >= 0; i--) {
-        x->dim[i] = dim[i];
-        x->stride[i] = n;
-        n *= dim[i];
-    }
-    return n <= N_VALUE;
-}
-
-static bool add2(struct world *w, struct weights *t, const char *block, const char *name, int64_t rows, int64_t columns)
-{
-    char full[256];
-
-    snprintf(full, sizeof full, "%s.%s.weight", block, name);
-    return add(w, t, full, 2, (int64_t[]){ rows, columns });
-}
-
-/* The tensors of SD1.5's UNet: "name 320,320,3,3". */
-static bool read_base(struct world *w)
-{
-    FILE *f = fopen("tests/reference/base_keys.txt", "r");
-    char line[256], name[200], *at;
-    bool ok = f != NULL;
-
-    while (ok && fgets(line, sizeof line, f) && !(w->base.n && line[0] == '[')) {
-        int64_t dim[4];
-        int n = 0;
-
-        if (line[0] == '[' || line[0] == ' ' || sscanf(line, "%199s", name) != 1)
-            continue;
-        at = line + strlen(name);
-        do
-            dim[n++] = strtol(at + 1, &at, 10);
-        while (*at == ',' && n < 4);
-        ok = add(w, &w->base, name, n, dim);
-    }
-    if (f)
-        fclose(f);
-    return ok && !weights_sort(&w->base, &w->e);
-}
-
-static bool add_terms(struct world *w, struct weights *t, const char *block, const char *attn, int64_t C, int64_t Ck)
-{
-    static const char *const projection[] = { "to_q", "to_k", "to_v", "to_out.0" };
-    bool ok = true;
-
-    for (int i = 0; i < 4 && ok; i++) {
-        char name[64];
-
-        snprintf(name, sizeof name, "%s.%s.down", attn, projection[i]);
-        ok = add2(w, t, block, name, RANK, i == 1 || i == 2 ? Ck : C);
-        snprintf(name, sizeof name, "%s.%s.up", attn, projection[i]);
-        ok = ok && add2(w, t, block, name, C, RANK);
-    }
-    return ok;
-}
-
-static bool make_adapters(struct world *w, const struct joint_place *place, int n)
-{
-    bool ok = true;
-
-    for (int i = 0; i < n && ok; i++) {
-        const int64_t C = place[i].C;
-        const char *b = place[i].name;
-
-        ok = add_terms(w, &w->xy, b, "attn1n", C, C) && add_terms(w, &w->yx, b, "attn1n", C, C)
-            && add_terms(w, &w->y, b, "attn1", C, C) && add_terms(w, &w->y, b, "attn2", C, 768)
-            && add2(w, &w->fuse, b, "conv1n", 2 * C, 2 * C) && add2(w, &w->conv, b, "conv1n", C, C);
-    }
-    return ok && !weights_sort(&w->xy, &w->e) && !weights_sort(&w->yx, &w->e) && !weights_sort(&w->y, &w->e)
-        && !weights_sort(&w->fuse, &w->e) && !weights_sort(&w->conv, &w->e);
-}
 
 /* ---- a step ---- */
 
@@ -133,7 +49,7 @@ static struct tensor *random_of(struct world *w, enum dtype type, int n_dim, con
     struct tensor *x = tape_new(&w->t, type, n_dim, dim, &w->e);
 
     if (x && w->t.dev->kern->computes)
-        dtype_from_f32(x->data, type, w->value, tensor_count(x));
+        dtype_from_f32(x->data, type, w->base.value, tensor_count(x));
     return x;
 }
 
@@ -153,17 +69,18 @@ static int open_step(struct step *s, struct device *d, int64_t side)
     if (rc)
         return rc;
     tape_init(&w->t, d, &w->tape_mem);
-    layers_init(&l, d, s->type, &w->mem, &w->base);
+    layers_init(&l, d, s->type, &w->mem, &w->base.unet);
     rc = unet_new(&s->unet, &c, &l, &w->e);
     if (rc)
         return rc;
     n = unet_places(s->unet, place);
-    if (!w->xy.n && !make_adapters(w, place, n))
-        return err_set(&w->e, E_NOMEM, "no memory for adapters");
+    if (random_base_adapters(&w->base, place, n))
+        return err_set(&w->e, w->base.e.code, "%s", w->base.e.text);
     s->pairs = (struct joint_run){ .n_input = s->n_input, .n_pair = s->n_pair, .scale = 1,
                                    .unread = { [1] = s->held } };
     for (int i = 0; i < s->n_pair && !rc; i++) {
-        const struct joint_weights jw = { &w->xy, &w->yx, i ? NULL : &w->y, i ? &w->conv : &w->fuse,
+        const struct random_base *b = &w->base;
+        const struct joint_weights jw = { &b->xy, &b->yx, i ? NULL : &b->y, i ? &b->conv : &b->fuse,
                                           i ? JOINT_CONV : JOINT_CONV_FUSE, 1 };
 
         s->pairs.pair[i] = (struct joint_pair){ 0, 1 + i, 1, 1, NULL };
@@ -232,40 +149,27 @@ static int all_steps(struct world *w, enum dtype type, int64_t side, double peak
     return 0;
 }
 
-static void close_table(struct weights *t)
-{
-    for (int i = 0; i < t->n; i++)
-        free((void *)(uintptr_t)t->entry[i].name);
-    free(t->entry);
-}
-
 int bench_pairs(const char *isa, int n_threads, int64_t side, double f32, double bf16)
 {
-    struct world w = { .value = malloc(sizeof(float) * N_VALUE) };
-    const struct krng r = { { 1, 2 }, { 3, 4, 5 } };
+    struct world w = { .e = { 0 } };
     char name[64];
-    int rc;
+    int rc = random_base_open(&w.base);
 
-    if (!w.value)
-        return 1;
+    if (rc)
+        err_set(&w.e, rc, "%s", w.base.e.text);
     snprintf(name, sizeof name, "cpu%s%s", isa ? ":" : "", isa ? isa : "");
-    rc = device_open(&w.dev, name, n_threads, &w.e);
+    rc = rc ? rc : device_open(&w.dev, name, n_threads, &w.e);
     snprintf(name, sizeof name, "null%s%s", isa ? ":" : "", isa ? isa : "");
     rc = rc ? rc : device_open(&w.null, name, n_threads, &w.e);
-    if (!rc)
-        rc = w.dev.kern->random_normal(&w.dev.ctx, w.value, F32, N_VALUE, &r, 0)
-            || w.dev.kern->axpby(&w.dev.ctx, w.value, 0.02f, w.value, 0, NULL, F32, N_VALUE) || !read_base(&w);
     if (rc)
         fprintf(stderr, "bench: pairs: %s\n", w.e.text);
     else
         printf("\npairs in SD1.5's UNet, rank %d; ratios to the plain step, of the last line to the pair\n"
-               "  %-40s %9s %8s %7s %6s %7s %7s\n", RANK, "", "GFLOP", "seconds", "GF/s", "% peak", "ratio", "by FLOP");
+               "  %-40s %9s %8s %7s %6s %7s %7s\n", RANDOM_BASE_RANK, "", "GFLOP", "seconds", "GF/s", "% peak", "ratio",
+               "by FLOP");
     for (int t = 0; t < 2 && !rc && !(t && bf16 <= 0); t++)
         rc = all_steps(&w, t ? BF16 : F32, side, t ? bf16 : f32);
-    struct weights *const table[] = { &w.base, &w.xy, &w.yx, &w.y, &w.fuse, &w.conv };
-    for (int i = 0; i < 6; i++)
-        close_table(table[i]);
-    free(w.value);
+    random_base_close(&w.base);
     device_close(&w.null);
     device_close(&w.dev);
     return rc != 0;
