@@ -23,13 +23,14 @@ struct part {
     float n, mean, m2;
 };
 
-/* a takes b in; n = 0 is nothing */
+/* a takes n values more in; n = 0 is nothing. Here as elsewhere what is fused and what is not is said, so that kernels
+ * for aligned operands and for others agree. */
 static __device__ __forceinline__ void part_join(struct part *a, float n, float mean, float m2)
 {
     const float all = a->n + n, share = __fdividef(n, fmaxf(all, 1)), d = mean - a->mean;
 
-    a->mean += d * share;
-    a->m2 += m2 + d * (d * (a->n * share));
+    a->mean = fmaf(d, share, a->mean);
+    a->m2 += fmaf(d, __fmul_rn(d, __fmul_rn(a->n, share)), m2);
     a->n = all;
 }
 
@@ -139,14 +140,14 @@ static __device__ __forceinline__ float add_rows(const struct gn *p, const struc
         }
         const float each = 1 / few, share = few / (n + few), weight = n * share;
         for (int j = 0; j < V; j++) {
-            const float m = ((v[0][j] + v[1][j]) + (v[2][j] + v[3][j])) * each, d = m - mean[j];
+            const float m = __fmul_rn((v[0][j] + v[1][j]) + (v[2][j] + v[3][j]), each), d = m - mean[j];
             float q = 0;
 
             for (int u = 0; u < AT_ONCE; u++)
                 if (u < few)
                     q = fmaf(v[u][j] - m, v[u][j] - m, q);
             mean[j] = fmaf(d, share, mean[j]);
-            m2[j] += fmaf(d, d * weight, q);
+            m2[j] += fmaf(d, __fmul_rn(d, weight), q);
         }
         n += few;
     }

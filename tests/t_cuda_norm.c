@@ -118,7 +118,6 @@ static bool parts_same(struct run *r)
     return ok;
 }
 
-
 static void group_norm(const struct shape *s, enum dtype type, double offset)
 {
     struct run r = { .type = type, .s = s, .ldx = s->C + s->pad_x, .ldy = s->C + s->pad_y };
