@@ -37,9 +37,9 @@ template <bool ALIGNED, typename T> static __device__ __forceinline__ void load_
 {
     for (int j = 0; j < LEAF; j += cuda_vec<T>) {
         if (ALIGNED && n >= LEAF)
-            load16(v + j, p + j);
+            load_vec<cuda_vec<T>>(v + j, p + j);
         else
-            load_vec<false>(v + j, p + j, n - j);
+            load_some<false>(v + j, p + j, n - j);
     }
 }
 

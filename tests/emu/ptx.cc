@@ -8,7 +8,7 @@
 
 /* ---- half precision ---- */
 
-float ptx_f16_to_f32(unsigned h)
+static float f16_value(unsigned h)
 {
     const uint32_t sign = (h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023;
     uint32_t u;
@@ -21,6 +21,18 @@ float ptx_f16_to_f32(unsigned h)
     u = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
     memcpy(&f, &u, 4);
     return f;
+}
+
+/* All of them, made once. */
+float ptx_f16_to_f32(unsigned h)
+{
+    static float table[1 << 16];
+    static bool made;
+
+    for (unsigned i = 0; !made && i < 1 << 16; i++)
+        table[i] = f16_value(i);
+    made = true;
+    return table[h & 0xffff];
 }
 
 unsigned ptx_f32_to_f16(float x)
@@ -200,9 +212,31 @@ static float value(uint32_t word, int i, bool bf16)
     return f;
 }
 
+/* d of all lanes, from and to where the lanes have it. */
+static void exchange(float D[16][8], void *const lane[32], bool back)
+{
+    for (int l = 0; l < 32; l++) {
+        float *d = ((const struct mma *)lane[l])->d;
+
+        for (int i = 0; i < 4; i++) {
+            float *at = &D[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
+
+            *(back ? &d[i] : at) = *(back ? at : &d[i]);
+        }
+    }
+}
+
+__attribute__((optimize("O3"))) static void multiply(float D[16][8], const float A[16][16], const float B[16][8], int K)
+{
+    for (int r = 0; r < 16; r++)
+        for (int k = 0; k < K; k++)
+            for (int c = 0; c < 8; c++)
+                D[r][c] += A[r][k] * B[k][c];
+}
+
 static void mma_all(void *const lane[32], unsigned mask)
 {
-    float A[16][16], B[16][8];
+    float A[16][16], B[16][8], D[16][8];
     const struct mma *first = (const struct mma *)lane[0];
 
     if (mask != 0xffffffffu)
@@ -217,17 +251,9 @@ static void mma_all(void *const lane[32], unsigned mask)
                 B[l % 4 * 2 + i + 8 * h][l / 4] = value(m->b[h], i, m->bf16);
             }
     }
-    for (int l = 0; l < 32; l++) {
-        const struct mma *m = (const struct mma *)lane[l];
-
-        for (int i = 0; i < 4; i++) {
-            float sum = m->d[i];
-
-            for (int k = 0; k < first->k; k++)
-                sum += A[l / 4 + i / 2 * 8][k] * B[k][l % 4 * 2 + i % 2];
-            m->d[i] = sum;
-        }
-    }
+    exchange(D, lane, false);
+    multiply(D, A, B, first->k);
+    exchange(D, lane, true);
 }
 
 static void mma(float *d, const uint32_t *a, const uint32_t *b, int k, bool bf16)
