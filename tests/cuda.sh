@@ -34,9 +34,9 @@ refused() {                                 # refused 'WORDS' ARGUMENT..
 }
 ok 'text to image is the same picture' alike
 ok 'image to image, a batch of two, ancestral noise' alike --sampler euler-a --batch 2 --count 2
-ok 'x from y' alike --unicon "$tmp/depth" --y "$tmp/cpu.png" --task y-to-x
+ok 'x from y' alike --unicon "$tmp/depth" --y "$tmp/cpu.png" --task y2x
 ok 'gradient guidance has no kernels yet' refused 'use --device cpu' --unicon "$tmp/depth" --y "$tmp/cpu.png" \
-    --guide y
+    --task joint --guide y
 UNICON_EMU_MEMORY=400000000
 export UNICON_EMU_MEMORY
 ok 'more memory than the device has' refused 'memory'
