@@ -65,6 +65,12 @@ template <int DP, int MT> struct rows {
 
 template <int DP> static __host__ __device__ constexpr int pitch(void) { return (DP / 8 | 1) * 16; }
 
+/* The warp's first query. */
+template <int MT> static __device__ __forceinline__ int my_first(void)
+{
+    return ((int)blockIdx.x * WARPS + ptx_again((int)threadIdx.x) / 32) * (MT * 16);
+}
+
 /* Queries from `first` on; rows behind the last and columns behind D are zeros. */
 template <int DP, int MT>
 static __device__ __forceinline__ void read_queries(struct rows<DP, MT> *w, const struct call *a, int first)
@@ -95,14 +101,16 @@ template <int DP, int KEYS>
 static __device__ __forceinline__ void copy_tile(unsigned char *shared, const struct call *a, int key, int end)
 {
     enum { CHUNKS = DP / 8, ROWS = THREADS / CHUNKS };
+    const int64_t row0 = (int64_t)blockIdx.z * a->Tk, column = (int64_t)blockIdx.y * a->D;
+    const char *const k = (const char *)(a->k + row0 * a->ldk + column);
+    const char *const v = (const char *)(a->v + row0 * a->ldv + column);
+    const unsigned k_row = 2 * (unsigned)a->ldk, v_row = 2 * (unsigned)a->ldv;     /* bytes, as what follows */
     const unsigned thread = (unsigned)ptx_again((int)threadIdx.x), row = thread / CHUNKS, c = thread % CHUNKS;
-    const int64_t token = (int64_t)blockIdx.z * a->Tk + key, column = (int64_t)blockIdx.y * a->D;
-    const uint16_t *k = a->k + token * a->ldk + column, *v = a->v + token * a->ldv + column;
-    const unsigned k_at = row * (unsigned)a->ldk + 8 * c, v_at = row * (unsigned)a->ldv + 8 * c;
     const int left = (int)c * 8 < a->D ? end - key - (int)row : 0;
+    unsigned k_at = ((unsigned)key + row) * k_row + 16 * c, v_at = ((unsigned)key + row) * v_row + 16 * c;
 
     if (row < ROWS) {
-        unsigned char *to = shared + (key % (2 * KEYS) + (int)row) * pitch<DP>() + 16 * c;
+        unsigned char *to = shared + ((unsigned)key % (2 * KEYS) + row) * pitch<DP>() + 16 * c;
 
         CUDA_UNROLL
         for (int i = 0; i < KEYS; i += ROWS) {
@@ -111,8 +119,8 @@ static __device__ __forceinline__ void copy_tile(unsigned char *shared, const st
                 ptx_copy16(to + 2 * KEYS * pitch<DP>(), v + v_at, i < left);
             }
             to += ROWS * pitch<DP>();
-            k += ROWS * a->ldk;
-            v += ROWS * a->ldv;
+            k_at += ROWS * k_row;
+            v_at += ROWS * v_row;
         }
     }
     ptx_copy_commit();
@@ -125,7 +133,7 @@ template <typename T, int DP, int MT>
 static __device__ __forceinline__ void scores(float (*s)[N8][4], const struct rows<DP, MT> *w, const unsigned char *k)
 {
     const int lane = (int)(threadIdx.x % 32);
-    const unsigned char *const row = k + (lane / 16 * 8 + lane % 8) * pitch<DP>() + lane / 8 % 2 * 16;
+    const unsigned char *const row = k + ptx_again((lane / 16 * 8 + lane % 8) * pitch<DP>() + lane / 8 % 2 * 16);
     uint32_t b[4];
 
     CUDA_UNROLL
@@ -148,11 +156,11 @@ static __device__ __forceinline__ void scores(float (*s)[N8][4], const struct ro
         mma_k8<T>(s[m / N8][m % N8], w->q[m / N8][DP / 8 - 1], b[m % N8]);
 }
 
-/* Hide keys that do not exist, or lie behind the query. key: the step's first, q0: the block's. */
+/* Hide keys that do not exist, or lie behind the query. key: the step's first. */
 template <int MT>
-static __device__ __forceinline__ void hide(float (*s)[N8][4], int key, int q0, const struct call *a)
+static __device__ __forceinline__ void hide(float (*s)[N8][4], int key, const struct call *a)
 {
-    const int thread = ptx_again((int)threadIdx.x), lane = thread & 31, row = q0 + thread / 32 * (MT * 16) + lane / 4;
+    const int lane = ptx_again((int)threadIdx.x) & 31, row = my_first<MT>() + lane / 4;
 
     CUDA_UNROLL
     for (int m = 0; m < MT; m++)
@@ -284,36 +292,38 @@ static __device__ __forceinline__ void write_rows(struct rows<DP, MT> *w, const 
 template <typename T, int DP, int MT, int KEYS, int BLOCKS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS) flash_kernel(const struct call a)
 {
-    CUDA_SHARED_BYTES(shared);          /* keys of even tiles, of odd ones, values of both */
-    const int q0 = (int)blockIdx.x * (WARPS * MT * 16), first = q0 + (int)(threadIdx.x / 32) * (MT * 16);
-    const int end = a.causal ? min(a.Tk, q0 + WARPS * MT * 16) : a.Tk;
-    const int my_end = first >= a.Tq ? 0 : a.causal ? min(end, first + MT * 16) : end;
-    const int full = a.causal ? first + 1 : end;        /* keys that all of the warp's queries see */
+    CUDA_SHARED_BYTES(memory);
+    unsigned char *const shared = ptx_again(memory);    /* keys of even tiles, of odd ones, values of both */
+    const int q0 = (int)blockIdx.x * (WARPS * MT * 16), end = a.causal ? min(a.Tk, q0 + WARPS * MT * 16) : a.Tk;
     struct rows<DP, MT> w;
 
     copy_tile<DP, KEYS>(shared, &a, 0, end);
-    read_queries<DP, MT>(&w, &a, first);
-    for (int tile = 0; tile < end; tile += KEYS) {
-        ptx_copy_wait<0>();
-        __syncthreads();                /* this tile is there for all, and nobody reads the other one any more */
-        if (tile + KEYS < end)
-            copy_tile<DP, KEYS>(shared, &a, tile + KEYS, end);
-        CUDA_ROLLED
-        for (int key = tile; key < min(tile + KEYS, my_end); key += STEP) {
-            const unsigned char *const k = shared + key % (2 * KEYS) * pitch<DP>();
+    read_queries<DP, MT>(&w, &a, my_first<MT>());
+    const int first = my_first<MT>(), my_end = first >= a.Tq ? 0 : a.causal ? min(end, first + MT * 16) : end;
+    CUDA_ROLLED
+    for (int key = 0; key < end; key += STEP) {
+        const unsigned char *const k = shared + key % (2 * KEYS) * pitch<DP>();
+
+        if (key % KEYS == 0) {
+            ptx_copy_wait<0>();
+            __syncthreads();            /* this tile is there for all, and nobody reads the other one any more */
+            if (key + KEYS < end)
+                copy_tile<DP, KEYS>(shared, &a, key + KEYS, end);
+        }
+        if (key < my_end) {
             float s[MT][N8][4];
             uint32_t p[MT][N8 / 2][4];
 
             scores<T, DP, MT>(s, &w, k);
-            if (key + STEP > full)
-                hide<MT>(s, key, q0, &a);
+            if (key + STEP > (a.causal ? my_first<MT>() + 1 : end))
+                hide<MT>(s, key, &a);
             raise_tops<DP, MT>(&w, s, &a);
             exponentials<T, DP, MT>(p, &w, s, a.c);
             add_values<T, DP, MT>(&w, p, k + 2 * KEYS * pitch<DP>());
         }
     }
-    if (my_end > 0)
-        write_rows<T, DP, MT>(&w, &a, q0 + ptx_again((int)threadIdx.x) / 32 * (MT * 16));
+    if (my_first<MT>() < a.Tq)
+        write_rows<T, DP, MT>(&w, &a, my_first<MT>());
 }
 
 /* ---- on the host ---- */
@@ -353,7 +363,7 @@ template <typename T, int DP, int MT, int KEYS, int BLOCKS> static int flash(str
 template <typename T> static int flash_by_size(struct kctx *k, const struct kattn *a)
 {
     return a->D <= 32 ? flash<T, 32, 2, 64, 3>(k, a) : a->D <= 40 ? flash<T, 40, 2, 64, 4>(k, a)
-        : a->D <= 64 ? flash<T, 64, 2, 64, 3>(k, a) : a->D <= 80 ? flash<T, 80, 2, 64, 2>(k, a)
+        : a->D <= 64 ? flash<T, 64, 2, 64, 2>(k, a) : a->D <= 80 ? flash<T, 80, 2, 64, 2>(k, a)
         : a->D <= 96 ? flash<T, 96, 1, 32, 3>(k, a) : a->D <= 128 ? flash<T, 128, 1, 32, 2>(k, a)
         : flash<T, 160, 1, 32, 2>(k, a);
 }
@@ -363,12 +373,13 @@ static bool rows_aligned(const void *p, int64_t ld)
     return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && ld < 1 << 24;
 }
 
+/* An image's keys and values, and a tile more, lie within 2^32 bytes: a place among them is 32 bits. */
 bool attn_flash_fits(const struct kattn *a)
 {
     return a->type != F32 && a->D % 8 == 0 && a->D <= 160 && a->scale > 0 && a->scale < INFINITY
-        && a->N <= 1 << 30 && a->Tq <= 1 << 30 && a->Tk <= 1 << 30
-        && rows_aligned(a->q, a->ldq) && rows_aligned(a->k, a->ldk) && rows_aligned(a->v, a->ldv)
-        && rows_aligned(a->o, a->ldo);
+        && a->N <= 1 << 30 && a->Tq <= 1 << 30 && a->Tk <= 1 << 30 && (a->Tk + 64) * a->ldk < (int64_t)1 << 31
+        && (a->Tk + 64) * a->ldv < (int64_t)1 << 31 && rows_aligned(a->q, a->ldq) && rows_aligned(a->k, a->ldk)
+        && rows_aligned(a->v, a->ldv) && rows_aligned(a->o, a->ldo);
 }
 
 int attn_flash(struct kctx *k, const struct kattn *a)

@@ -9,8 +9,8 @@
 bool attn_flash_fits(const struct kattn *a);
 int attn_flash(struct kctx *k, const struct kattn *a);
 
-/* Products through cuda_gemm() and a softmax between them, as many rows as scratch holds (attn_chunks_cuda.cu). K_SCRATCH
- * where that is none. */
+/* Products through cuda_gemm() and a softmax between them, as many rows as scratch holds (attn_chunks_cuda.cu).
+ * K_SCRATCH where that is none. */
 int attn_chunks(struct kctx *k, const struct kattn *a);
 
 #endif

@@ -16,6 +16,7 @@ unsigned ptx_pack_f16(float low, float high);   /* two of them in a word */
 unsigned ptx_pack_bf16(float low, float high);
 float ptx_exp2(float x);
 static inline int ptx_again(int x) { return x; }
+static inline unsigned char *ptx_again(unsigned char *x) { return x; }
 void ptx_copy16(void *shared, const void *global, bool there);
 void ptx_copy_commit(void);
 void ptx_copy_wait_up_to(int n);
@@ -73,6 +74,12 @@ static __device__ __forceinline__ unsigned ptx_pack_bf16(float low, float high)
 static __device__ __forceinline__ int ptx_again(int x)
 {
     asm volatile("" : "+r"(x));
+    return x;
+}
+
+static __device__ __forceinline__ unsigned char *ptx_again(unsigned char *x)
+{
+    asm volatile("" : "+l"(x));
     return x;
 }
 

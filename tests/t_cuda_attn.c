@@ -224,7 +224,8 @@ static void chunks(void)
         for (size_t j = 0; j < LEN(few); j++) {
             if (few[j])
                 k->scratch_bytes = CUDA_WORKSPACE + few[j] / 16 * 16;
-            tap_ok(j ? one(&shapes[i], (enum dtype)(j - 1)) : all_types(&shapes[i]), "D = %d with %d bytes of scratch", (int)shapes[i].D, (int)few[j]);
+            tap_ok(j ? one(&shapes[i], (enum dtype)(j - 1)) : all_types(&shapes[i]), "D = %d with %d bytes of scratch",
+                   (int)shapes[i].D, (int)few[j]);
             k->scratch_bytes = all;
         }
 }
