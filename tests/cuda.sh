@@ -1,10 +1,11 @@
 #!/bin/sh
 # tests/cuda.sh: unicon-sample on the emulated device, from the command line: the pictures are the processor's, what has
-# no kernels or no room is refused with one line. $B/emu/unicon-sample and $B/tool/* come from `make check`.
+# no kernels or no room is refused with one line. $B/emu/unicon-sample and $B/tool/* come from `make check`. With
+# UNICON_SAMPLE=PROGRAM that program draws, on the device that it finds (tests/gpu.sh).
 . "$(dirname "$0")/lib.sh"
 cd "$(dirname "$0")/.." || exit 1
 b=${B:-build/release}
-sample=$b/emu/unicon-sample
+sample=${UNICON_SAMPLE:-$b/emu/unicon-sample}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/cuda.XXXXXX") || exit 1
 trap 'rm -rf "$tmp"' EXIT
 for part in sd1 depth; do
@@ -33,10 +34,13 @@ refused() {                                 # refused 'WORDS' ARGUMENT..
         { cat "$tmp/said"; return 1; }
 }
 ok 'text to image is the same picture' alike
+cp "$tmp/cpu.png" "$tmp/given.png"
 ok 'image to image, a batch of two, ancestral noise' alike --sampler euler-a --batch 2 --count 2
-ok 'x from y' alike --unicon "$tmp/depth" --y "$tmp/cpu.png" --task y2x
-ok 'gradient guidance has no kernels yet' refused 'use --device cpu' --unicon "$tmp/depth" --y "$tmp/cpu.png" \
-    --task joint --guide y
+ok 'x from y' alike --unicon "$tmp/depth" --y "$tmp/given.png" --task y2x
+ok 'gradient guidance has no kernels yet' refused 'use --device cpu' --unicon "$tmp/depth" --y "$tmp/given.png" \
+    --y-noise 0.5 --guide y
+ok 'a plan says what the device takes' on cuda plan.png --plan
+[ -z "$UNICON_SAMPLE" ] || { done_testing; exit; }
 UNICON_EMU_MEMORY=400000000
 export UNICON_EMU_MEMORY
 ok 'more memory than the device has' refused 'memory'
@@ -45,5 +49,4 @@ UNICON_EMU_CC=75
 export UNICON_EMU_CC
 ok 'a device that is too old' refused 'too old'
 unset UNICON_EMU_CC
-ok 'a plan says what the device takes' on cuda plan.png --plan
 done_testing
