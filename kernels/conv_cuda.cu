@@ -11,6 +11,8 @@ static int run(struct kctx *k, const struct product *p)
 
     if (product_rows(p) == 0 || p->Co == 0)
         return K_OK;
+    if (product_rows(p) > INT32_MAX)
+        return K_ARG;
     product_choose(&plan, p, q->cc, q->n_sm, k->scratch_bytes);
     return plan.way == PRODUCT_TILES ? product_tiles(k, p, &plan) : product_lt(k, p, &plan);
 }

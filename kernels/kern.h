@@ -20,7 +20,8 @@
  *  - An output may not overlap an input unless the comment says so.
  *  - On the CUDA twin pointers are the device's, results (sums too) are there when the queue has got to them, and
  *    failures of the device may be told later. Raw weights for `pack` may also lie in the host's memory, and may
- *    change when it returns. n_threads is 1. Backward kernels are K_MISSING so far. */
+ *    change when it returns. n_threads is 1. Products choose their way by the number of rows, so an image's last bits
+ *    may depend on how many are in the batch, never on which. Backward kernels are K_MISSING so far. */
 #ifndef UNICON_KERNELS_KERN_H
 #define UNICON_KERNELS_KERN_H
 

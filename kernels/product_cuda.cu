@@ -9,7 +9,8 @@
 #include "kernels/cuda_product.h"
 #include "kernels/cuda_vec.cuh"
 
-/* ---- im2col ---- */
+/* ---- im2col ----
+ * Pixels are counted in 32 bits, in which a division is a few instructions: conv() refuses more. */
 
 /* Pixel of x that output pixel (b,i,j) reads through tap (a,b), or -1 for one outside. */
 static __device__ __forceinline__ int64_t source(const struct product_part &s, int64_t b, int64_t i, int64_t j, int tap,
@@ -24,16 +25,16 @@ static __device__ __forceinline__ int64_t source(const struct product_part &s, i
 
 /* Rows [row0, row0 + rows) of the matrix, N elements each thread; there are fewer than 2^31 elements. N > 1: whole
  * vectors of 16 bytes, Ci = Cp. */
-template <typename T, int N> static __global__ void im2col_kernel(T *out, struct product_part s, int64_t Ho, int64_t Wo,
-                                                                  int64_t row0, unsigned rows)
+template <typename T, int N> static __global__ void im2col_kernel(T *out, struct product_part s, unsigned Ho,
+                                                                  unsigned Wo, unsigned row0, unsigned rows)
 {
     const unsigned groups = (unsigned)(s.Cp / N), per_row = (unsigned)(s.KH * s.KW) * groups, all = rows * per_row;
 
     for (unsigned v = blockIdx.x * blockDim.x + threadIdx.x; v < all; v += gridDim.x * blockDim.x) {
         const unsigned r = v / per_row, in_row = v - r * per_row;
         const unsigned tap = in_row / groups, c = (in_row - tap * groups) * N;
-        const int64_t line = (row0 + r) / Wo, j = row0 + r - line * Wo, b = line / Ho;
-        const int64_t px = source(s, b, line - b * Ho, j, (int)tap, Ho, Wo);
+        const unsigned m = row0 + r, line = m / Wo, b = line / Ho;
+        const int64_t px = source(s, b, line - b * Ho, m - line * Wo, (int)tap, Ho, Wo);
         const T *from = (const T *)s.x + px * s.ldx + c;
 
         if constexpr (N == 1) {
@@ -59,11 +60,11 @@ template <typename T> static void lay_out(struct kctx *k, void *out, const struc
     if (all == 0)
         return;
     if (s->Ci == s->Cp && aligned(s->x, s->ldx, s->x_type))
-        LAUNCH(k, (im2col_kernel<T, N>), cuda_blocks(all / N, 256), 256, 0, (T *)out, *s, p->Ho, p->Wo, row0,
-               (unsigned)rows);
+        LAUNCH(k, (im2col_kernel<T, N>), cuda_blocks(all / N, 256), 256, 0, (T *)out, *s, (unsigned)p->Ho,
+               (unsigned)p->Wo, (unsigned)row0, (unsigned)rows);
     else
-        LAUNCH(k, (im2col_kernel<T, 1>), cuda_blocks(all, 256), 256, 0, (T *)out, *s, p->Ho, p->Wo, row0,
-               (unsigned)rows);
+        LAUNCH(k, (im2col_kernel<T, 1>), cuda_blocks(all, 256), 256, 0, (T *)out, *s, (unsigned)p->Ho,
+               (unsigned)p->Wo, (unsigned)row0, (unsigned)rows);
 }
 
 /* ---- epilogue ---- */
@@ -107,9 +108,9 @@ template <int N> static __device__ __forceinline__ void take(float *out, const f
 }
 
 /* Pixel of y that row m of the product is. */
-static __device__ __forceinline__ int64_t y_pixel(const struct finish &f, int64_t m)
+static __device__ __forceinline__ int64_t y_pixel(const struct finish &f, unsigned m)
 {
-    const int64_t line = m / f.Wo, b = line / f.Ho;
+    const unsigned line = m / (unsigned)f.Wo, b = line / (unsigned)f.Ho;
 
     return f.dense ? m
         : (b * f.Hy + (line - b * f.Ho) * f.y_step + f.y_i) * f.Wy + (m - line * f.Wo) * f.y_step + f.y_j;
@@ -135,8 +136,9 @@ template <typename T, int N, bool GLU> static __global__ void finish_kernel(stru
 
     for (unsigned v = blockIdx.x * blockDim.x + threadIdx.x; v < all; v += gridDim.x * blockDim.x) {
         const unsigned r = v / groups;
-        const int64_t c = (int64_t)(v - r * groups) * N, m = f.row0 + r, px = y_pixel(f, m);
-        const int64_t b = f.row_add ? m / (f.Ho * f.Wo) : 0;
+        const unsigned m = (unsigned)f.row0 + r;
+        const int64_t c = (int64_t)(v - r * groups) * N, px = y_pixel(f, m);
+        const int64_t b = f.row_add ? m / (unsigned)(f.Ho * f.Wo) : 0;
         float sum[GLU ? 2 * N : N], out[N], old[N];
 
         take<GLU ? 2 * N : N>(sum, f.sums + r * f.Co + (GLU ? 2 * c : c));
