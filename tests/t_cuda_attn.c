@@ -230,7 +230,8 @@ static void chunks(void)
         }
 }
 
-/* Stable Diffusion 1.5 at 512 x 512: the denoiser's levels, text behind them, text encoder, autoencoder. */
+/* Stable Diffusion 1.5 at 512 x 512: the denoiser's levels, text behind them, text encoder, autoencoder;
+ * more images and more heads than a grid has. */
 static void full(void)
 {
     static const struct shape shapes[] = {
@@ -244,6 +245,8 @@ static void full(void)
         { 2, 12, 77, 77, 64, true, true, 0, 1, false },
         { 1, 1, 4096, 4096, 512, false, false, 0, 1, false },
         { 1, 8, 4081, 4081, 40, false, true, 0, 4, true },
+        { 65540, 1, 1, 2, 8, false, false, 0, 1, true },
+        { 1, 65540, 2, 1, 8, false, false, 0, 1, true },
     };
 
     for (size_t i = 0; i < LEN(shapes); i++)
