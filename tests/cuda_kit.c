@@ -186,6 +186,8 @@ void cuda_kit_order(int order)
 {
     char text[16];
 
+    if (dev_cuda_sync(kit_queue))       /* what is queued runs in the order that it was queued for */
+        stop("the device");
     snprintf(text, sizeof text, "%d", order);
     setenv("UNICON_EMU_ORDER", text, 1);
 }
