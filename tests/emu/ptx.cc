@@ -1,5 +1,5 @@
 /* tests/emu/ptx.cc: the instructions of kernels/cuda_ptx.cuh on the emulated device. An asynchronous copy lands when it
- * is waited for, not before. */
+ * is waited for, not before; or, where the order of threads is shuffled, at once: both may happen on a device. */
 #include <vector>
 
 #include "kernels/cuda_ptx.cuh"
@@ -15,7 +15,7 @@ static float f16_value(unsigned h)
     float f;
 
     if (e == 0) {
-        f = ldexpf((float)m, -24);
+        f = (float)m * 0x1p-24f;
         return sign ? -f : f;
     }
     u = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
@@ -99,12 +99,22 @@ static void check16(const void *p, const char *what)
         emu_die(what);
 }
 
+static void land(const struct copy *c)
+{
+    if (c->from)
+        memcpy(c->to, c->from, 16);
+    else
+        memset(c->to, 0, 16);
+}
+
 void ptx_copy16(void *shared, const void *global, bool there)
 {
     struct copy c = { shared, { 0 }, there ? global : NULL };
 
     check16(shared, "an asynchronous copy to an address that is no multiple of 16");
     check16(global, "an asynchronous copy from an address that is no multiple of 16");
+    if (emu_copies_at_once)
+        land(&c);
     of_thread[emu_thread()].open.push_back(c);
 }
 
@@ -121,12 +131,9 @@ void ptx_copy_wait_up_to(int n)
     struct copies *c = &of_thread[emu_thread()];
 
     while (c->group.size() > (size_t)n) {
-        for (const struct copy &i : c->group.front()) {
-            if (i.from)
-                memcpy(i.to, i.from, 16);
-            else
-                memset(i.to, 0, 16);
-        }
+        for (const struct copy &i : c->group.front())
+            if (!emu_copies_at_once)
+                land(&i);
         c->group.erase(c->group.begin());
     }
 }

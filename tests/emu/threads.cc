@@ -22,6 +22,7 @@
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+bool emu_copies_at_once;
 
 enum { STACK_BYTES = 128 << 10, MAX_BARRIER = 16, RED_ZONE = 64 };
 static const size_t shared_cap = (size_t)512 << 10;
@@ -301,6 +302,7 @@ static void choose_order(void)
     const int how = text ? atoi(text) : 0;
     uint64_t s = (uint64_t)how;
 
+    emu_copies_at_once = how > 1;
     m.order.resize((size_t)m.n);
     for (int i = 0; i < m.n; i++)
         m.order[(size_t)i] = how == 1 ? m.n - 1 - i : i;
