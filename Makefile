@@ -75,7 +75,8 @@ archs := $(subst $(comma), ,$(CUDA_ARCH))
 CUDA_LIB := $(patsubst %/libcudart.so,%,$(firstword $(wildcard $(foreach d,lib64 targets/x86_64-linux/lib \
     targets/sbsa-linux/lib,$(dir $(realpath $(NVCC)))../$d/libcudart.so))))
 NVFLAGS = -std=c++17 -O3 -I. -Xcompiler -Wall,-Wextra,-fno-exceptions $(if $(WERROR),-Werror all-warnings) \
-    $(foreach a,$(archs),-gencode arch=$(a:sm_%=compute_%),code=$a) \
+    $(if $(filter sm_90,$(archs)),-DHAVE_SM_90A) \
+    $(foreach a,$(archs:sm_90=sm_90a),-gencode arch=$(a:sm_%=compute_%),code=$a) \
     -gencode arch=$(patsubst sm_%,compute_%,$(lastword $(archs))),code=$(patsubst sm_%,compute_%,$(lastword $(archs)))
 LIBS += $(if $(CUDA_LIB),-L$(abspath $(CUDA_LIB)) \
     -Wl$(comma)-rpath$(comma)$(abspath $(CUDA_LIB))) -lcudart -lcublasLt

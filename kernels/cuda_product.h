@@ -58,7 +58,8 @@ struct product_plan {
     /* PRODUCT_LT: rows (pixels) at a time that fit the scratch; columns in place where no im2col is needed (1x1) */
     int64_t rows;
     bool in_place, direct;      /* in_place: all parts; direct: cuBLASLt writes y itself, no epilogue kernel */
-    /* PRODUCT_TILES */
+    /* PRODUCT_TILES: tiles 128 x 160, 128 x 128, 128 x 64, 64 x 64. tile_k 32: stages 4, any device. 64: wgmma on
+     * capability 9.0 (elsewhere as 32); stages 3 where two blocks share a multiprocessor, 6 where there are too few */
     int tile_m, tile_n, tile_k, stages, split;
 };
 

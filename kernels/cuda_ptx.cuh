@@ -29,6 +29,16 @@ void ptx_mma_k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void ptx_mma_k16_f16(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void ptx_mma_k8_bf16(float d[4], const uint32_t a[2], uint32_t b);
 void ptx_mma_k8_f16(float d[4], const uint32_t a[2], uint32_t b);
+uint64_t ptx_wgmma_tile(const void *shared);
+void ptx_wgmma(float *d, int n, uint64_t a, uint64_t b, bool bf16);
+template <int N> static inline void ptx_wgmma_bf16(float *d, uint64_t a, uint64_t b) { ptx_wgmma(d, N, a, b, true); }
+template <int N> static inline void ptx_wgmma_f16(float *d, uint64_t a, uint64_t b) { ptx_wgmma(d, N, a, b, false); }
+void ptx_wgmma_fence(void);
+void ptx_wgmma_commit(void);
+void ptx_wgmma_wait_up_to(int n);
+template <int N> static inline void ptx_wgmma_wait(void) { ptx_wgmma_wait_up_to(N); }
+template <int N> static inline void ptx_wgmma_keep(float *) {}
+void ptx_copies_to_wgmma(void);
 
 #else
 
@@ -157,6 +167,85 @@ PTX_MMA_K16(ptx_mma_k16_bf16, "bf16")
 PTX_MMA_K16(ptx_mma_k16_f16, "f16")
 PTX_MMA_K8(ptx_mma_k8_bf16, "bf16")
 PTX_MMA_K8(ptx_mma_k8_f16, "f16")
+
+/* ---- wgmma: capability 9.0 alone, and there only code compiled for sm_90a ----
+ * Four warps multiply a tile (64,16) by a tile (N,16), both in shared memory with K inside, into accumulators (64,N):
+ * warp w has rows 16w .. 16w + 15 as N / 8 accumulators m16n8. Rows of a tile are 128 bytes, 64 values of which 16 are
+ * used; 16-byte chunk c of row r lies at place c ^ r % 8, and a tile's first row at a multiple of 1024. PTX ISA 9.0,
+ * "asynchronous warpgroup level matrix instructions", with their matrix descriptors. */
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define PTX_ONLY_90A(statement) statement
+#else
+#define PTX_ONLY_90A(statement) __trap()
+#endif
+
+/* Names a tile; + 2 moves on by 16 of its 64 columns. Rows in groups of 8, 1024 bytes from one to the next; swizzled by
+ * 128 bytes. */
+static __device__ __forceinline__ uint64_t ptx_wgmma_tile(const void *shared)
+{
+    return (uint64_t)((ptx_shared(shared) & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32
+           | (uint64_t)1 << 62;
+}
+
+#define PTX_R32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PTX_R64 PTX_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define PTX_R80 PTX_R64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define PTX_F8(i)                                                                                                   \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),     \
+        "+f"(d[i + 7])
+#define PTX_F32(i) PTX_F8(i), PTX_F8(i + 8), PTX_F8(i + 16), PTX_F8(i + 24)
+#define PTX_WGMMA_N(n, type, list, a, b, ...)                                                                       \
+    asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
+                 " {" list "}, %" a ", %" b ", p, 1, 1, 0, 0;}" : __VA_ARGS__ : "l"(ta), "l"(tb))
+
+/* d += tile a x tile b, later: d may not be touched before it is waited for. */
+#define PTX_WGMMA(name, type)                                                                                       \
+    template <int N> static __device__ __forceinline__ void name(float *d, uint64_t ta, uint64_t tb)                \
+    {                                                                                                               \
+        static_assert(N == 64 || N == 128 || N == 160, "sizes that are used");                                      \
+        if constexpr (N == 64)                                                                                      \
+            PTX_ONLY_90A(PTX_WGMMA_N("64", type, PTX_R32, "32", "33", PTX_F32(0)));                                 \
+        else if constexpr (N == 128)                                                                                \
+            PTX_ONLY_90A(PTX_WGMMA_N("128", type, PTX_R64, "64", "65", PTX_F32(0), PTX_F32(32)));                   \
+        else                                                                                                        \
+            PTX_ONLY_90A(PTX_WGMMA_N("160", type, PTX_R80, "80", "81", PTX_F32(0), PTX_F32(32), PTX_F8(64),         \
+                                     PTX_F8(72)));                                                                  \
+        (void)d, (void)ta, (void)tb;                                                                                \
+    }
+PTX_WGMMA(ptx_wgmma_bf16, "bf16")
+PTX_WGMMA(ptx_wgmma_f16, "f16")
+
+/* Before the first product, and before those that follow any other use of their accumulators. */
+static __device__ __forceinline__ void ptx_wgmma_fence(void)
+{
+    PTX_ONLY_90A(asm volatile("wgmma.fence.sync.aligned;" ::: "memory"));
+}
+
+static __device__ __forceinline__ void ptx_wgmma_commit(void)
+{
+    PTX_ONLY_90A(asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"));
+}
+
+/* All but the last n groups of this warpgroup's products are done. */
+template <int n> static __device__ __forceinline__ void ptx_wgmma_wait(void)
+{
+    PTX_ONLY_90A(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory"));
+}
+
+/* The compiler may not move uses of d (N) to before this: it does not know that waiting has changed them. */
+template <int N> static __device__ __forceinline__ void ptx_wgmma_keep(float *d)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/* What this thread has stored or copied to shared memory may be read by wgmma after the next barrier. */
+static __device__ __forceinline__ void ptx_copies_to_wgmma(void)
+{
+    PTX_ONLY_90A(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"));
+}
 
 #endif
 #endif

@@ -90,8 +90,10 @@ struct copy {
 struct copies {
     std::vector<struct copy> open;
     std::vector<std::vector<struct copy>> group;
+    bool unfenced;              /* some have landed that wgmma may not see yet */
 };
 static struct copies of_thread[1024];
+static void emu_products_left(void);
 
 static void check16(const void *p, const char *what)
 {
@@ -131,9 +133,11 @@ void ptx_copy_wait_up_to(int n)
     struct copies *c = &of_thread[emu_thread()];
 
     while (c->group.size() > (size_t)n) {
-        for (const struct copy &i : c->group.front())
+        for (const struct copy &i : c->group.front()) {
+            c->unfenced = true;
             if (!emu_copies_at_once)
                 land(&i);
+        }
         c->group.erase(c->group.begin());
     }
 }
@@ -148,6 +152,8 @@ void emu_copies_left(void)
     if (!c->open.empty())
         emu_die("a thread ends with asynchronous copies in no group");
     c->group.clear();
+    c->unfenced = false;
+    emu_products_left();
 }
 
 /* ---- matrices ---- */
@@ -274,3 +280,121 @@ void ptx_mma_k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) { mm
 void ptx_mma_k16_f16(float d[4], const uint32_t a[4], const uint32_t b[2]) { mma(d, a, b, 16, false); }
 void ptx_mma_k8_bf16(float d[4], const uint32_t a[2], uint32_t b) { mma(d, a, &b, 8, true); }
 void ptx_mma_k8_f16(float d[4], const uint32_t a[2], uint32_t b) { mma(d, a, &b, 8, false); }
+
+/* ---- wgmma: every thread does its own share when it waits. Until then its accumulators are NaN ---- */
+
+struct wgmma {
+    float *d;
+    int n;
+    uint64_t a, b;
+    bool bf16;
+};
+struct products {
+    std::vector<struct wgmma> open;
+    std::vector<std::vector<struct wgmma>> group;
+    std::vector<float> sum;             /* what d really is while anything is open */
+    bool fenced;
+};
+static struct products products_of[1024];
+
+/* Addresses of shared memory count from the dynamic array's begin, which is a multiple of 1024. */
+uint64_t ptx_wgmma_tile(const void *shared)
+{
+    const int64_t at = (const char *)shared - (const char *)emu_dynamic_shared();
+
+    if (at < 0 || at % 1024 || at >= 1 << 18)
+        emu_die("a tile for wgmma that does not begin at a multiple of 1024 of shared memory");
+    return (uint64_t)at >> 4 | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+}
+
+/* Row `row` of a tile, its 16 values. */
+static void tile_row(float out[16], uint64_t tile, int row, bool bf16)
+{
+    const uint64_t start = (tile & 0x3fff) << 4, group = (tile >> 32 & 0x3fff) << 4;
+    uint32_t word[4];
+
+    if (tile >> 62 != 1 || (tile >> 49 & 7))
+        emu_die("a tile for wgmma that is not swizzled by 128 bytes");
+    for (int chunk = 0; chunk < 2; chunk++) {
+        uint64_t at = start + (uint64_t)(row / 8) * group + (uint64_t)(row % 8 * 128 + chunk * 16);
+
+        at ^= (at >> 7 & 7) << 4;
+        memcpy(word, (const char *)emu_dynamic_shared() + at, 16);
+        for (int i = 0; i < 8; i++)
+            out[8 * chunk + i] = value(word[i / 2], i % 2, bf16);
+    }
+}
+
+static void perform(const struct wgmma *w, float *sum)
+{
+    const int thread = emu_thread() % 128, row = thread / 32 * 16 + thread % 32 / 4;
+    float a[2][16], b[16];
+
+    for (int h = 0; h < 2; h++)
+        tile_row(a[h], w->a, row + 8 * h, w->bf16);
+    for (int c = 0; c < w->n / 4; c++) {
+        tile_row(b, w->b, c / 2 * 8 + thread % 4 * 2 + c % 2, w->bf16);
+        for (int h = 0; h < 2; h++)
+            for (int k = 0; k < 16; k++)
+                sum[c / 2 * 4 + h * 2 + c % 2] += a[h][k] * b[k];
+    }
+}
+
+void ptx_wgmma(float *d, int n, uint64_t a, uint64_t b, bool bf16)
+{
+    struct products *p = &products_of[emu_thread()];
+
+    if (!p->fenced)
+        emu_die("wgmma without wgmma.fence");
+    for (unsigned i = 0; i < blockDim.x; i++)
+        if (of_thread[i].unfenced)
+            emu_die("wgmma reads what was copied without fence.proxy.async");
+    if (p->open.empty() && p->group.empty()) {
+        p->sum.assign(d, d + n / 2);
+        for (int i = 0; i < n / 2; i++)
+            d[i] = NAN;
+    }
+    p->open.push_back({ d, n, a, b, bf16 });
+}
+
+void ptx_wgmma_fence(void) { products_of[emu_thread()].fenced = true; }
+
+void ptx_wgmma_commit(void)
+{
+    struct products *p = &products_of[emu_thread()];
+
+    p->group.push_back(std::move(p->open));
+    p->open.clear();
+}
+
+void ptx_wgmma_wait_up_to(int n)
+{
+    struct products *p = &products_of[emu_thread()];
+    float *d = NULL;
+
+    p->fenced = false;
+    while (p->group.size() > (size_t)n) {
+        for (const struct wgmma &w : p->group.front()) {
+            perform(&w, p->sum.data());
+            d = w.d;
+        }
+        p->group.erase(p->group.begin());
+    }
+    if (d && p->group.empty() && p->open.empty())
+        memcpy(d, p->sum.data(), p->sum.size() * sizeof *d);
+}
+
+void ptx_copies_to_wgmma(void) { of_thread[emu_thread()].unfenced = false; }
+
+static void emu_products_left(void)
+{
+    struct products *p = &products_of[emu_thread()];
+
+    for (const auto &g : p->group)
+        if (!g.empty())
+            emu_die("a thread ends before its products are waited for");
+    if (!p->open.empty())
+        emu_die("a thread ends with products in no group");
+    p->group.clear();
+    p->fenced = false;
+}
