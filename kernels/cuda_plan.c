@@ -9,8 +9,7 @@ int product_forced;
 /* ---- predictions, for an H200; none of these has been measured ----
  * Other devices are taken to scale by their multiprocessors, which the ratios survive. */
 static const double
-    tiles_rate = 400e12 / 132,          /* FLOP/s of a multiprocessor in our kernel (mma.sync), tiles of 128 x 160 */
-    lt_rate = 600e12 / 132,             /* the same in cuBLASLt's (wgmma), tiles of 128 x 128 */
+    lt_rate = 600e12 / 132,             /* FLOP/s of a multiprocessor in cuBLASLt's (wgmma), tiles of 128 x 128 */
     byte_rate = 4e12,                   /* bytes/s of memory, all together */
     launch_s = 2e-6;                    /* one more kernel, with its ramp */
 
@@ -20,7 +19,14 @@ static const struct tile {
     double share;
 } tiles[] = { { 128, 160, 1 }, { 128, 128, 0.97 }, { 128, 64, 0.8 }, { 64, 64, 0.65 } };
 
-enum { TILE_K = 32, STAGES = 4, N_TILE = sizeof tiles / sizeof *tiles, FIRST_CC_OF_WGMMA = 90 };
+/* How our kernel multiplies: depth of a tile, stages in flight, FLOP/s of a multiprocessor with tiles of 128 x 160. */
+struct engine {
+    int tile_k, stages;
+    double rate;
+};
+static const struct engine mma_sync = { 32, 4, 400e12 / 132 }, wgmma = { 64, 3, 550e12 / 132 };
+
+enum { N_TILE = sizeof tiles / sizeof *tiles, LT_TILE_K = 32, CC_OF_WGMMA = 90, STAGES_ALONE = 6 };
 
 static const size_t scratch_used = (size_t)1 << 30;     /* at most, so that indices into it are 31 bits */
 
@@ -238,22 +244,22 @@ static int64_t rows_at_once(const struct product *p, bool is_direct, size_t scra
 /* ---- how long it takes ---- */
 
 /* Blocks of K: one holds channels of one tap of one part. */
-static int64_t blocks_of_k(const struct product *p)
+static int64_t blocks_of_k(const struct product *p, int tile_k)
 {
     int64_t n = 0;
 
     for (int i = 0; i < p->n_part; i++)
-        n += p->part[i].KH * p->part[i].KW * ceil_div(p->part[i].Ci, TILE_K);
+        n += p->part[i].KH * p->part[i].KW * ceil_div(p->part[i].Ci, tile_k);
     return n;
 }
 
 /* Waves of blocks, each of which runs through its share of K. */
-static double tile_seconds(const struct product *p, int m, int n, int split, int n_sm, double rate)
+static double tile_seconds(const struct product *p, int m, int n, int tile_k, int split, int n_sm, double rate)
 {
     const int64_t blocks = ceil_div(product_rows(p), m) * ceil_div(p->Co, n) * split;
-    const int64_t steps = ceil_div(blocks_of_k(p), split);
+    const int64_t steps = ceil_div(blocks_of_k(p, tile_k), split);
 
-    return (double)(ceil_div(blocks, n_sm) * steps * TILE_K) * 2.0 * m * n / rate;
+    return (double)(ceil_div(blocks, n_sm) * steps * tile_k) * 2.0 * m * n / rate;
 }
 
 /* Sums of the parts of K are written in f32 and read again. */
@@ -262,21 +268,23 @@ static double split_seconds(const struct product *p, int split)
     return split == 1 ? 0 : launch_s + (double)(product_rows(p) * p->Co * split) * 8 / byte_rate;
 }
 
-static bool split_fits(const struct product *p, int split, size_t scratch)
+static bool split_fits(const struct product *p, int tile_k, int split, size_t scratch)
 {
-    return split == 1 || (split <= blocks_of_k(p)
+    return split == 1 || (split <= blocks_of_k(p, tile_k)
                           && product_rows(p) * p->Co * split <= (int64_t)(scratch / 4));
 }
 
-static double choose_tile(struct product_plan *out, const struct product *p, int n_sm, size_t scratch)
+static double choose_tile(struct product_plan *out, const struct product *p, const struct engine *with, int n_sm,
+                          size_t scratch)
 {
+    const int tk = with->tile_k;
     double best = -1;
 
-    out->tile_k = TILE_K;
-    out->stages = STAGES;
+    out->tile_k = tk;
+    out->stages = with->stages;
     for (int i = 0; i < N_TILE; i++)
-        for (int split = 1; split <= PRODUCT_SPLITS && split_fits(p, split, scratch); split++) {
-            const double s = tile_seconds(p, tiles[i].m, tiles[i].n, split, n_sm, tiles_rate * tiles[i].share)
+        for (int split = 1; split <= PRODUCT_SPLITS && split_fits(p, tk, split, scratch); split++) {
+            const double s = tile_seconds(p, tiles[i].m, tiles[i].n, tk, split, n_sm, with->rate * tiles[i].share)
                 + split_seconds(p, split);
 
             if (best >= 0 && s >= best)
@@ -293,10 +301,10 @@ static double choose_tile(struct product_plan *out, const struct product *p, int
 static double lt_seconds(const struct product *p, const struct product_plan *plan, int n_sm)
 {
     const int64_t rows = product_rows(p);
-    double best = tile_seconds(p, 128, 128, 1, n_sm, lt_rate), bytes = 0, kernels = p->n_part;
+    double best = tile_seconds(p, 128, 128, LT_TILE_K, 1, n_sm, lt_rate), bytes = 0, kernels = p->n_part;
 
     for (int split = 2; split <= PRODUCT_SPLITS; split++) {
-        const double s = tile_seconds(p, 128, 128, split, n_sm, lt_rate) + split_seconds(p, split);
+        const double s = tile_seconds(p, 128, 128, LT_TILE_K, split, n_sm, lt_rate) + split_seconds(p, split);
 
         best = s < best ? s : best;
     }
@@ -321,9 +329,13 @@ void product_choose(struct product_plan *out, const struct product *p, int cc, i
     for (int i = 0; i < p->n_part; i++)
         out->in_place = out->in_place && product_part_in_place(p, i);
     out->rows = rows_at_once(p, out->direct, scratch);
-    seconds = choose_tile(out, p, n_sm, scratch);
+    seconds = choose_tile(out, p, cc == CC_OF_WGMMA ? &wgmma : &mma_sync, n_sm, scratch);
+    /* a block that has a multiprocessor to itself has more in flight */
+    if (cc == CC_OF_WGMMA
+        && ceil_div(product_rows(p), out->tile_m) * ceil_div(p->Co, out->tile_n) * out->split <= n_sm)
+        out->stages = STAGES_ALONE;
     if (product_forced)
         out->way = can && product_forced == 1 + PRODUCT_TILES ? PRODUCT_TILES : PRODUCT_LT;
-    else if (can && (cc < FIRST_CC_OF_WGMMA || seconds < lt_seconds(p, out, n_sm)))
+    else if (can && (cc < CC_OF_WGMMA || seconds < lt_seconds(p, out, n_sm)))
         out->way = PRODUCT_TILES;
 }

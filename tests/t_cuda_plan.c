@@ -347,17 +347,19 @@ static void test_plans(void)
                 const struct kgeom g = { 1, sizes[m], depths[q], 1, sizes[m], sizes[n], 1, 1, 1, 0, 0, 1 };
                 const struct kconv c = conv_of(&g, K_PACK_FWD, F16, 1);
                 const size_t scratch = (size_t)64 << 20;
+                const int cc = (m + n) % 2 ? 90 : 80, tile_k = cc == 90 ? 64 : 32;
                 struct product_plan plan, again;
                 struct product p[4];
 
                 memset(&again, 0xff, sizeof again);
                 product_cut(p, &c);
-                product_choose(&plan, &p[0], 90, N_SM, scratch);
-                product_choose(&again, &p[0], 90, N_SM, scratch);
+                product_choose(&plan, &p[0], cc, N_SM, scratch);
+                product_choose(&again, &p[0], cc, N_SM, scratch);
                 ok &= (plan.tile_m == 128 && (plan.tile_n == 160 || plan.tile_n == 128 || plan.tile_n == 64))
                     || (plan.tile_m == 64 && plan.tile_n == 64);
-                ok &= plan.tile_k == 32 && plan.stages == 4 && plan.split >= 1 && plan.split <= PRODUCT_SPLITS
-                    && (plan.split == 1 || plan.split <= (product_depth(&p[0].part[0]) + 31) / 32)
+                ok &= plan.tile_k == tile_k && (cc == 90 ? plan.stages == 3 || plan.stages == 6 : plan.stages == 4)
+                    && plan.split >= 1 && plan.split <= PRODUCT_SPLITS
+                    && (plan.split == 1 || plan.split <= (product_depth(&p[0].part[0]) + tile_k - 1) / tile_k)
                     && (plan.split == 1 || (size_t)(plan.split * sizes[m] * sizes[n]) * 4 <= scratch)
                     && again.way == plan.way && again.tile_m == plan.tile_m && again.split == plan.split;
             }
