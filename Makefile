@@ -79,7 +79,7 @@ NVFLAGS = -std=c++17 -O3 -I. -Xcompiler -Wall,-Wextra,-fno-exceptions $(if $(WER
     $(foreach a,$(archs:sm_90=sm_90a),-gencode arch=$(a:sm_%=compute_%),code=$a) \
     -gencode arch=$(patsubst sm_%,compute_%,$(lastword $(archs))),code=$(patsubst sm_%,compute_%,$(lastword $(archs)))
 LIBS += $(if $(CUDA_LIB),-L$(abspath $(CUDA_LIB)) \
-    -Wl$(comma)-rpath$(comma)$(abspath $(CUDA_LIB))) -lcudart -lcublasLt
+    -Wl$(comma)-rpath$(comma)$(abspath $(CUDA_LIB))) -lcudart -lcublasLt -lstdc++
 endif
 
 # ---- files ----

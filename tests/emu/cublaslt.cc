@@ -1,6 +1,8 @@
 /* tests/emu/cublaslt.cc: see cublasLt.h. */
 #include <cublasLt.h>
 
+#include <vector>
+
 #include "kernels/cuda_ptx.cuh"
 
 struct emu_lt { int unused; };
@@ -178,39 +180,50 @@ struct job {
     float alpha, beta;
 };
 
+/* a (K,M), b (N,K): matrix q of the batch in f32. */
+static void read_operands(const struct job *j, int64_t q, float *a, float *b, int64_t M, int64_t N, int64_t K)
+{
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t i = 0; i < M; i++)
+            a[k * M + i] = get(j->A, j->a.type, q * j->a.stride + (j->d.trans_a ? i * j->a.ld + k : k * j->a.ld + i));
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t k = 0; k < K; k++)
+            b[n * K + k] = get(j->B, j->b.type, q * j->b.stride + (j->d.trans_b ? k * j->b.ld + n : n * j->b.ld + k));
+}
+
+__attribute__((optimize("O3"))) static void add_column(float *sum, const float *a, const float *b, int64_t M, int64_t K)
+{
+    for (int64_t i = 0; i < M; i++)
+        sum[i] = 0;
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t i = 0; i < M; i++)
+            sum[i] += a[k * M + i] * b[k];
+}
+
 static void multiply(const struct job *j)
 {
     const int64_t M = (int64_t)j->o.rows, N = (int64_t)j->o.cols;
     const int64_t K = (int64_t)(j->d.trans_a ? j->a.rows : j->a.cols);
-    std::function<float(int64_t)> bias = [&](int64_t i) {
-        return j->d.epilogue & CUBLASLT_EPILOGUE_BIAS
-            ? get(j->d.bias, j->d.bias_type < 0 ? j->o.type : (cudaDataType_t)j->d.bias_type, i) : 0.0f;
-    };
+    const cudaDataType_t bias_type = j->d.bias_type < 0 ? j->o.type : (cudaDataType_t)j->d.bias_type;
+    std::vector<float> a((size_t)(M * K)), b((size_t)(K * N)), sum((size_t)M);
 
-    float *a = (float *)malloc(sizeof *a * (size_t)(M * K)), *b = (float *)malloc(sizeof *b * (size_t)(K * N));
     for (int64_t q = 0; q < j->o.n; q++) {
-        for (int64_t i = 0; i < M; i++)
-            for (int64_t k = 0; k < K; k++)
-                a[i * K + k] = get(j->A, j->a.type, q * j->a.stride + (j->d.trans_a ? i * j->a.ld + k
-                                                                       : k * j->a.ld + i));
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k++)
-                b[n * K + k] = get(j->B, j->b.type, q * j->b.stride + (j->d.trans_b ? k * j->b.ld + n
-                                                                       : n * j->b.ld + k));
-        for (int64_t n = 0; n < N; n++)
+        read_operands(j, q, a.data(), b.data(), M, N, K);
+        for (int64_t n = 0; n < N; n++) {
+            add_column(sum.data(), a.data(), &b[(size_t)(n * K)], M, K);
             for (int64_t i = 0; i < M; i++) {
-                float sum = 0, old = j->beta != 0 ? get(j->C, j->c.type, q * j->c.stride + n * j->c.ld + i) : 0;
+                float x = j->alpha * sum[(size_t)i];
 
-                for (int64_t k = 0; k < K; k++)
-                    sum += a[i * K + k] * b[n * K + k];
-                sum = j->alpha * sum + (j->beta != 0 ? j->beta * old : 0) + bias(i);
-                if (j->d.epilogue & CUBLASLT_EPILOGUE_RELU)
-                    sum = sum > 0 ? sum : 0;
-                put(j->D, j->o.type, q * j->o.stride + n * j->o.ld + i, sum);
+                if (j->beta != 0)
+                    x += j->beta * get(j->C, j->c.type, q * j->c.stride + n * j->c.ld + i);
+                if (j->d.epilogue & CUBLASLT_EPILOGUE_BIAS)
+                    x += get(j->d.bias, bias_type, i);
+                if ((j->d.epilogue & CUBLASLT_EPILOGUE_RELU) && x < 0)
+                    x = 0;
+                put(j->D, j->o.type, q * j->o.stride + n * j->o.ld + i, x);
             }
+        }
     }
-    free(a);
-    free(b);
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha, const void *A,
