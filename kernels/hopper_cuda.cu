@@ -1,6 +1,6 @@
-/* kernels/hopper_cuda.cu: the products of tiles.cuh by wgmma, for capability 9.0: each group of four warps has 64 pixels
- * and all channels of the tile, and its tensor cores read both operands from shared memory by themselves. Code for other
- * architectures is empty, and the host does not launch it there. */
+/* kernels/hopper_cuda.cu: the products of tiles.cuh by wgmma, for capability 9.0: each group of four warps has 64
+ * pixels and all channels of the tile, and its tensor cores read both operands from shared memory by themselves. Code
+ * for other architectures is empty, and the host does not launch it there. */
 #include "kernels/tiles.cuh"
 
 enum { TK = 64 };                       /* a row of a tile is 128 bytes, as wide as wgmma's swizzle */
@@ -42,9 +42,7 @@ static __global__ void __launch_bounds__(TM * 2, BLOCKS) hopper_kernel(const __g
     struct source *source = (struct source *)(bias + TN);
     const struct task own = task_of(t);
     const int n0 = own.tn * TN, warp = (int)threadIdx.x / 32;
-    const int from = (int)((int64_t)t->n_k * own.share / t->split);
-    const int n = (int)((int64_t)t->n_k * (own.share + 1) / t->split) - from;
-    struct place s = place_of(t, from, TK);
+    struct place s = place_of(t, own.from, TK);
     float sum[1][NI][4];
 
     static_assert(STAGED + TM * sizeof(struct tile_row) <= STAGES * STAGE, "sums leave at once");
@@ -53,7 +51,7 @@ static __global__ void __launch_bounds__(TM * 2, BLOCKS) hopper_kernel(const __g
     for (int i = 0; i < NI * 4; i++)
         sum[0][i / 4][i % 4] = 0;
     CUDA_ROLLED
-    for (int k = -AHEAD; k < n; k++) {
+    for (int k = -AHEAD; k < own.n; k++) {
         if (k >= 0) {
             unsigned char *stage = shared + k % STAGES * STAGE;
 
@@ -63,7 +61,7 @@ static __global__ void __launch_bounds__(TM * 2, BLOCKS) hopper_kernel(const __g
             __syncthreads();            /* stage k is there, and stage k - 1 - FLYING free again */
             multiply<T, TN>(&sum[0][0][0], stage + warp / 4 * 64 * TK * 2, stage + TM * TK * 2);
         }
-        if (k + AHEAD < n) {
+        if (k + AHEAD < own.n) {
             copy_block<TM, TN, TK, THREADS, true>(t, &s, source, shared + (k + AHEAD) % STAGES * STAGE, n0);
             place_next(t, &s, TK);
         }

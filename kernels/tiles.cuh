@@ -151,8 +151,8 @@ template <int K> static __device__ __forceinline__ int swizzle(int row)
 
 /* Copy the block of K at s to a stage: the pixels to `stage`, the weights behind them. from: (part,TM). */
 template <int TM, int TN, int K, int THREADS, bool WIDE>
-static __device__ __forceinline__ void copy_block(const struct tiles *t, const struct place *s, const struct source *from,
-                                                  unsigned char *stage, int n0)
+static __device__ __forceinline__ void copy_block(const struct tiles *t, const struct place *s,
+                                                  const struct source *from, unsigned char *stage, int n0)
 {
     const struct product_part *q = &t->p.part[s->part];
     const int chunk = (int)threadIdx.x % (K / CHUNK), first = (int)threadIdx.x / (K / CHUNK);
@@ -281,7 +281,8 @@ static __device__ __forceinline__ void activate(float v[8], const float gate[8],
 
 /* Channels of y at a pixel from 8 columns, or from 16 where value and gate of a channel are neighbours. n: the first
  * column. The sums have alpha and bias. */
-static __device__ __forceinline__ void finish(const struct tiles *t, const float sum[16], const struct tile_row *r, int64_t n)
+static __device__ __forceinline__ void finish(const struct tiles *t, const float sum[16], const struct tile_row *r,
+                                              int64_t n)
 {
     const struct product *p = &t->p;
     const bool glu = p->act == K_ACT_GEGLU;
@@ -379,14 +380,17 @@ static __device__ __forceinline__ float bias_of(const struct product *p, int64_t
 /* Which tile and share of K a block has: blocks that run together are a patch of GROUP tiles of pixels. */
 struct task {
     int tm, tn, share;
+    int from, n;                        /* the share's blocks of K */
 };
 
 static __device__ __forceinline__ struct task task_of(const struct tiles *t)
 {
     const unsigned per = (unsigned)t->n_m * (unsigned)t->n_n, id = blockIdx.x % per, patch = GROUP * (unsigned)t->n_n;
     const unsigned first = id / patch * GROUP, rows = (unsigned)min(GROUP, t->n_m - (int)first);
+    const int share = (int)(blockIdx.x / per), from = (int)((int64_t)t->n_k * share / t->split);
 
-    return { (int)(first + id % patch % rows), (int)(id % patch / rows), (int)(blockIdx.x / per) };
+    return { (int)(first + id % patch % rows), (int)(id % patch / rows), share, from,
+             (int)((int64_t)t->n_k * (share + 1) / t->split) - from };
 }
 
 static __device__ __forceinline__ struct tile_row tile_row_of(const struct tiles *t, int64_t m)
@@ -398,7 +402,8 @@ static __device__ __forceinline__ struct tile_row tile_row_of(const struct tiles
 
 /* Sources and biases of the tile, with a barrier at the end. With partial sums bias is added later. */
 template <int TM, int TN, int THREADS>
-static __device__ __forceinline__ void describe(const struct tiles *t, struct source *from, float *bias, int64_t m0, int n0)
+static __device__ __forceinline__ void describe(const struct tiles *t, struct source *from, float *bias, int64_t m0,
+                                                int n0)
 {
     for (int r = (int)threadIdx.x; r < TM; r += THREADS) {
         const struct tile_row row = tile_row_of(t, m0 + r);

@@ -1,5 +1,5 @@
-/* kernels/tiles_cuda.cu: products on tensor cores that read pixels where they are (tiles.cuh): with ldmatrix and mma.sync,
- * for capability 8.0 and later. */
+/* kernels/tiles_cuda.cu: products on tensor cores that read pixels where they are (tiles.cuh): with ldmatrix and
+ * mma.sync, for capability 8.0 and later. */
 #include "kernels/tiles.cuh"
 
 #include <string.h>
@@ -21,7 +21,8 @@ static __device__ __forceinline__ void mma(const bf16 *, float d[4], const uint3
 /* sum (16 MI, 8 NI) += rows of a x rows of b. a and b are the chunks that this lane reads for ldmatrix in the first 16
  * rows: of row lane%16, chunk lane/16; and of row lane%8 + lane/16*8, chunk lane/8%2. */
 template <typename T, int MI, int NI>
-static __device__ __forceinline__ void multiply(float sum[MI][NI][4], uint32_t a, uint32_t b, const unsigned char *stage)
+static __device__ __forceinline__ void multiply(float sum[MI][NI][4], uint32_t a, uint32_t b,
+                                                const unsigned char *stage)
 {
     CUDA_UNROLL
     for (int k = 0; k < TK / 16; k++) {
@@ -46,7 +47,7 @@ static __device__ __forceinline__ void multiply(float sum[MI][NI][4], uint32_t a
 
 /* ---- a tile ---- */
 
-/* Warps are WM x WN; each has MI x NI products of 16x8. Sums leave in two rounds, half of each warp's rows at a time. */
+/* Warps are WM x WN; each has MI x NI products of 16x8. Sums leave in two rounds, half of each warp's rows in each. */
 template <typename T, int TM, int TN, int WM, int WN, bool WIDE, int BLOCKS>
 static __global__ void __launch_bounds__(WM * WN * 32, BLOCKS) tiles_kernel(const __grid_constant__ struct tiles arg)
 {
@@ -58,28 +59,26 @@ static __global__ void __launch_bounds__(WM * WN * 32, BLOCKS) tiles_kernel(cons
     struct source *source = (struct source *)(bias + TN);
     const struct task own = task_of(t);
     const int n0 = own.tn * TN, lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int from = (int)((int64_t)t->n_k * own.share / t->split);
-    const int n = (int)((int64_t)t->n_k * (own.share + 1) / t->split) - from;
     const int wm = warp / WN, wn = warp % WN, ra = lane % 16, rb = lane % 8 + lane / 16 * 8;
     const uint32_t a = (uint32_t)((wm * MI * 16 + ra) * TK * 2 + (lane / 16 ^ swizzle<TK>(ra)) * 16);
     const uint32_t b = (uint32_t)((TM + wn * NI * 8 + rb) * TK * 2 + (lane / 8 % 2 ^ swizzle<TK>(rb)) * 16);
-    struct place s = place_of(t, from, TK);
+    struct place s = place_of(t, own.from, TK);
     float sum[MI][NI][4];
 
-    static_assert(HALF * 2 == MI && STAGED + TM * sizeof(struct tile_row) <= STAGES * STAGE, "sums leave in two rounds");
+    static_assert(HALF * 2 == MI && STAGED + TM * sizeof(struct tile_row) <= STAGES * STAGE, "sums leave in halves");
     describe<TM, TN, THREADS>(t, source, bias, (int64_t)own.tm * TM, n0);
     CUDA_UNROLL
     for (int i = 0; i < MI * NI * 4; i++)
         sum[i / 4 / NI][i / 4 % NI][i % 4] = 0;
     CUDA_ROLLED
-    for (int k = 1 - STAGES; k < n; k++) {
+    for (int k = 1 - STAGES; k < own.n; k++) {
         const int ahead = k + STAGES - 1;
 
         if (k >= 0) {
             ptx_copy_wait<STAGES - 2>();
             __syncthreads();            /* stage k is there, and stage k - 1 free again */
         }
-        if (ahead < n) {
+        if (ahead < own.n) {
             copy_block<TM, TN, TK, THREADS, WIDE>(t, &s, source, shared + ahead % STAGES * STAGE, n0);
             place_next(t, &s, TK);
         }

@@ -137,8 +137,8 @@ static void make_part(struct test *t, int k, int kind, int64_t Ci, int64_t gap)
 {
     struct product_part *q = &t->p.part[k];
     static const struct { int KH, KW, stride, pad, up; } kinds[] = {
-        { 1, 1, 1, 0, 1 }, { 3, 3, 1, 1, 1 }, { 3, 3, 2, 1, 1 }, { 2, 2, 1, 1, 1 }, { 3, 3, 1, 1, 2 }, { 5, 3, 2, 0, 1 },
-        { 8, 8, 1, 3, 1 },
+        { 1, 1, 1, 0, 1 }, { 3, 3, 1, 1, 1 }, { 3, 3, 2, 1, 1 }, { 2, 2, 1, 1, 1 }, { 3, 3, 1, 1, 2 },
+        { 5, 3, 2, 0, 1 }, { 8, 8, 1, 3, 1 },
     };
 
     q->KH = kinds[kind].KH;
@@ -229,10 +229,10 @@ static void check(struct test *t, const struct product_plan *plan, int64_t every
     for (int64_t m = 0; m < p->B * p->Ho * p->Wo; m += every)
         want_pixel(t, m);
     tap_ok(mirror_near(&t->y, kit_near[p->y_type], "%s", what) && ok,
-           "%s: %dx%dx%d, %d stages, split %d, %s to %s, B %d, %dx%d, Co %d, %d parts, %dx%d taps, Ci %d, act %d, step %d%s", what,
-           plan->tile_m, plan->tile_n, plan->tile_k, plan->stages, plan->split, dtype_name(p->type),
-           dtype_name(p->y_type), (int)p->B, (int)p->Ho, (int)p->Wo, (int)p->Co, p->n_part, p->part[0].KH, p->part[0].KW, (int)p->part[0].Ci, (int)p->act, p->y_step,
-           cuda_kit_odd ? ", odd" : "");
+           "%s: %dx%dx%d, %d stages, split %d, %s to %s, B %d, %dx%d, Co %d, %d parts, %dx%d taps, Ci %d, act %d, "
+           "step %d%s", what, plan->tile_m, plan->tile_n, plan->tile_k, plan->stages, plan->split,
+           dtype_name(p->type), dtype_name(p->y_type), (int)p->B, (int)p->Ho, (int)p->Wo, (int)p->Co, p->n_part,
+           p->part[0].KH, p->part[0].KW, (int)p->part[0].Ci, (int)p->act, p->y_step, cuda_kit_odd ? ", odd" : "");
     free(t->before);
     cuda_kit_release();
 }
