@@ -121,7 +121,7 @@ static inline unsigned cuda_blocks(int64_t n, int block)
 /* ---- shared memory ---- */
 
 #ifdef __CUDACC__
-#define CUDA_SHARED(type, name, n) __shared__ type name[n]
+#define CUDA_SHARED(type, name, n) __shared__ __align__(16) type name[n]
 #define CUDA_SHARED_BYTES(name) extern __shared__ __align__(1024) unsigned char name[]
 #else
 #define CUDA_SHARED(type, name, n) type(&name)[n] = *(type(*)[n])emu_shared(sizeof(type) * (n), 16)

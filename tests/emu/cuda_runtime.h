@@ -106,6 +106,8 @@ template <typename T> static inline T __ldg(const T *p) { return *p; }
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
 static inline float __fdividef(float a, float b) { return a / b; }
+/* rounded twice, once of 53 bits: __fmaf_rn is exact where it matters, and slow */
+static inline float emu_fmaf(float a, float b, float c) { return (float)((double)a * b + c); }
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline float __frsqrt_rn(float x) { return 1 / sqrtf(x); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
@@ -113,6 +115,7 @@ static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
+#define fmaf(a, b, c) emu_fmaf(a, b, c)
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 static inline int __float_as_int(float x) { int i; memcpy(&i, &x, 4); return i; }
