@@ -113,10 +113,20 @@ static inline unsigned cuda_blocks(int64_t n, int block)
 #define CUDA_ROLLED
 #endif
 
-/* A kernel that wants more than 48 KiB of shared memory says so once before its launch. */
+/* A kernel that wants more than 48 KiB of shared memory, and all there is for blocks side by side, says so before
+ * launch: the runtime is asked where it was not asked for so much on this device. */
 #define CUDA_ALLOW_SHARED(k, kernel, bytes)                                                                         \
-    cuda_check_call(cuda_queue(k), cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,        \
-                                                        (int)(bytes)), #kernel)
+    do {                                                                                                            \
+        static size_t had[CUDA_N_DEVICE];                                                                           \
+        struct dev_queue *asks = cuda_queue(k);                                                                     \
+                                                                                                                    \
+        if ((bytes) > had[asks->device % CUDA_N_DEVICE]                                                             \
+            && cuda_check_call(asks, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,      \
+                                                          (int)(bytes)), #kernel)                                   \
+            && cuda_check_call(asks, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,   \
+                                                          100), #kernel))                                           \
+            had[asks->device % CUDA_N_DEVICE] = asks->device < CUDA_N_DEVICE ? (bytes) : 0;                         \
+    } while (0)
 
 /* ---- shared memory ---- */
 

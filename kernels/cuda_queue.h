@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CUDA_N_STAGE = 4, CUDA_N_GRAPH = 8, CUDA_RUN_AHEAD = 2 };
+enum { CUDA_N_DEVICE = 64, CUDA_N_STAGE = 4, CUDA_N_GRAPH = 8, CUDA_RUN_AHEAD = 2 };
 
 struct cuda_graph {
     uint64_t key;
