@@ -3,8 +3,8 @@
 # every kernel and model beside the processor's, times, the sanitizer, and what PyTorch takes on the same device.
 #
 #     tests/gpu.sh [STAGE ..]         builds in build/gpu; stages: probe build ops model sample bench check torch
-#     tests/gpu.sh --prepare          builds where no device is, for CUDA_ARCH (sm_90); build/gpu-built is what to carry
-#     tests/gpu.sh --built [STAGE ..] takes what lies there
+#     tests/gpu.sh --prepare          builds where no device is, for CUDA_ARCH (sm_90), to build/gpu-built.tar.xz
+#     tests/gpu.sh --built [STAGE ..] takes what was carried from there: build/gpu-built.tar.xz or what was in it
 #     tests/gpu.sh --emulated         the stages up to bench on the emulated device, which tests this script
 #
 # Each stage has a time of its own and runs whatever became of those before it. The table at the end is printed however
@@ -180,8 +180,9 @@ tests() {                                   # tests DIR: the names of the tests 
 
 build() {
     [ $mode != built ] || {
-        said='nothing: it was prepared'
-        return 77
+        said='it was prepared'
+        [ ! -f "$B.tar.xz" ] || tar -C "$B" -xJf "$B.tar.xz" || "${PYTHON:-python3}" -m tarfile -e "$B.tar.xz" "$B"
+        return
     }
     local cuda="CUDA=yes CUDA_ARCH=$arch" rc n
     [ $mode != emulated ] || cuda=CUDA=no
@@ -202,7 +203,7 @@ carry() {
     rm -rf "$to"
     mkdir -p "$to/lib" "$to/tool" || return 1
     # shellcheck disable=SC2046 # words
-    strip -o "$to/unicon-sample" "$sample" && cp $(tests "$B") "$B/bench" "$to" && cp "$B"/tool/*_* "$to/tool" &&
+    strip -o "$to/unicon-sample" "$sample" && cp $(tests "$B") "$B/bench" "$to" && cp "$B/tool/tiny_base" "$B/tool/picture_diff" "$to/tool" &&
         strip "$to"/t_* "$to/bench" "$to"/tool/* || return 1
     for f in "$to"/t_* "$to"/unicon-sample "$to/bench"; do
         ldd "$f" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p'
@@ -210,7 +211,8 @@ carry() {
         while read -r f; do
             cp -L "$f" "$to/lib/"
         done
-    said="$(du -sh "$to" | cut -f 1) in $to: carry it, and there say tests/gpu.sh --built"
+    tar -C "$to" -c . | xz -T 1 -8 >"$to.tar.xz" || return 1       # the programs share most of what they are
+    said="carry $to.tar.xz, $(du -sh "$to.tar.xz" | cut -f 1), and say tests/gpu.sh --built"
 }
 
 ops() { taps $each $(tests "$programs" | grep -v t_cuda_model); }
