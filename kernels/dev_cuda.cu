@@ -309,43 +309,56 @@ extern "C" void *dev_cuda_reserve(size_t bytes)
     return (void *)p;
 }
 
-extern "C" int dev_cuda_commit(void *base, size_t from, size_t to)
+/* One step of memory at `at`. */
+static bool map_step(const struct driver *d, CUdeviceptr at)
 {
-    const struct driver *d = driver();
     const CUmemAllocationProp prop = on_current_device();
-    const CUdeviceptr at = (CUdeviceptr)base + from;
-    const size_t bytes = to - from;
+    const size_t bytes = dev_cuda_step();
     CUmemGenericAllocationHandle handle;
     CUmemAccessDesc access;
     bool mapped;
-    CUresult rc;
 
-    if (!d)
-        return K_LAUNCH;
-    rc = d->create(&handle, bytes, &prop, 0);
-    if (rc != CUDA_SUCCESS) {
-        size_t free_bytes = 0, total = 0;
-
-        (void)cudaMemGetInfo(&free_bytes, &total);
-        snprintf(why_text, sizeof why_text, "the device has %zu MiB free of %zu MiB, %zu MiB more are needed",
-                 free_bytes >> 20, total >> 20, bytes >> 20);
-        return K_LAUNCH;
-    }
+    if (d->create(&handle, bytes, &prop, 0) != CUDA_SUCCESS)
+        return false;
     memset(&access, 0, sizeof access);
     access.location = prop.location;
     access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     mapped = d->map(at, bytes, 0, handle, 0) == CUDA_SUCCESS;
     (void)d->release(handle);           /* lives as long as it is mapped */
     if (mapped && d->access(at, bytes, &access, 1) == CUDA_SUCCESS)
-        return K_OK;
+        return true;
     if (mapped)
         (void)d->unmap(at, bytes);
-    tell("mapping memory on the device", "the driver refuses");
-    return K_LAUNCH;
+    return false;
 }
 
-/* Mappings may be taken away in other portions than they were made in, but not in parts of one: from the front to
- * where the last one ends is right. */
+/* The driver takes mappings away as they were made, so all are one step. */
+static void unmap_steps(const struct driver *d, CUdeviceptr base, size_t from, size_t to)
+{
+    for (size_t at = from; at < to; at += dev_cuda_step())
+        (void)d->unmap(base + at, dev_cuda_step());
+}
+
+extern "C" int dev_cuda_commit(void *base, size_t from, size_t to)
+{
+    const struct driver *d = driver();
+    size_t free_bytes = 0, total = 0;
+
+    if (!d)
+        return K_LAUNCH;
+    for (size_t at = from; at < to; at += dev_cuda_step()) {
+        if (map_step(d, (CUdeviceptr)base + at))
+            continue;
+        unmap_steps(d, (CUdeviceptr)base, from, at);
+        (void)cudaMemGetInfo(&free_bytes, &total);
+        (void)cudaGetLastError();
+        snprintf(why_text, sizeof why_text, "the device has %zu MiB free of %zu MiB, %zu MiB more are needed",
+                 free_bytes >> 20, total >> 20, (to - from) >> 20);
+        return K_LAUNCH;
+    }
+    return K_OK;
+}
+
 extern "C" void dev_cuda_unreserve(void *base, size_t committed, size_t bytes)
 {
     const struct driver *d = driver();
@@ -353,8 +366,7 @@ extern "C" void dev_cuda_unreserve(void *base, size_t committed, size_t bytes)
     if (!d || !base)
         return;
     (void)cudaDeviceSynchronize();
-    if (committed)
-        (void)d->unmap((CUdeviceptr)base, committed);
+    unmap_steps(d, (CUdeviceptr)base, 0, committed);
     (void)d->unreserve((CUdeviceptr)base, bytes);
     (void)cudaGetLastError();
 }

@@ -433,12 +433,15 @@ CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const CUmemAccessDesc *, si
                                                                                   : CUDA_SUCCESS;
 }
 
+/* As a whole, what was mapped as a whole. */
 CUresult cuMemUnmap(CUdeviceptr p, size_t bytes)
 {
-    for (auto i = device_memory.lower_bound((char *)p); i != device_memory.end() && i->first < (char *)p + bytes;) {
-        physical -= i->second;
-        i = device_memory.erase(i);
-    }
+    const auto i = device_memory.find((char *)p);
+
+    if (i == device_memory.end() || i->second != bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    physical -= bytes;
+    device_memory.erase(i);
     return mmap((void *)p, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
         == MAP_FAILED ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
