@@ -203,7 +203,8 @@ carry() {
     rm -rf "$to"
     mkdir -p "$to/lib" "$to/tool" || return 1
     # shellcheck disable=SC2046 # words
-    strip -o "$to/unicon-sample" "$sample" && cp $(tests "$B") "$B/bench" "$to" && cp "$B/tool/tiny_base" "$B/tool/picture_diff" "$to/tool" &&
+    strip -o "$to/unicon-sample" "$sample" && cp $(tests "$B") "$B/bench" "$to" &&
+        cp "$B/tool/tiny_base" "$B/tool/picture_diff" "$to/tool" &&
         strip "$to"/t_* "$to/bench" "$to"/tool/* || return 1
     for f in "$to"/t_* "$to"/unicon-sample "$to/bench"; do
         ldd "$f" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p'
