@@ -8,7 +8,7 @@
 
 #include "core/tensor.h"
 
-enum { GUARD = 256, ALIGN = 256 };
+enum { GUARD = 256, ALIGN = 256, CPU_THREADS = 8 };
 
 const struct kern *kit_cpu, *kit_cuda;
 const double kit_near[N_DTYPE] = { 1e-5, 2e-3, 1e-2 };
@@ -59,8 +59,10 @@ bool cuda_kit_begin(void)
     if (!kit.base || dev_cuda_commit(kit.base, 0, kit.cap))
         stop("memory for tests");
     kit.guard = malloc((size_t)2 * GUARD);
-    kit.cpu = (struct kctx){ .n_threads = 1, .scratch_bytes = kit_cpu->scratch_bytes };
-    kit.cpu.scratch = aligned_alloc(64, (kit_cpu->scratch_bytes + 63) / 64 * 64 + 64);
+    /* beside a real device sizes are real too */
+    kit.cpu = (struct kctx){ .n_threads = kit.emulated ? 1 : CPU_THREADS,
+                             .scratch_bytes = (kit_cpu->scratch_bytes + 63) / 64 * 64 };
+    kit.cpu.scratch = aligned_alloc(64, kit.cpu.scratch_bytes * (size_t)kit.cpu.n_threads + 64);
     kit.cuda = (struct kctx){ .n_threads = 1, .scratch_bytes = kit_cuda->scratch_bytes, .stream = kit_queue };
     kit.cuda.scratch = kit_cuda->scratch_bytes ? dev_cuda_reserve((kit_cuda->scratch_bytes + dev_cuda_step() - 1)
                                                                   / dev_cuda_step() * dev_cuda_step()) : NULL;

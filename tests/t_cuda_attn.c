@@ -289,7 +289,7 @@ int main(void)
     alone();
     chunks();
     refused();
-    if (!cuda_kit_emulated())
+    if (!cuda_kit_small())
         full();
     cuda_kit_odd = true;
     others();

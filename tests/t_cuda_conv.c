@@ -387,7 +387,7 @@ int main(void)
     }
     cuda_kit_odd = false;
     test_mixed();
-    if (!cuda_kit_emulated())
+    if (!cuda_kit_small())
         test_cases(real_cases, LEN(real_cases));
     test_batch();
     test_arguments();

@@ -131,7 +131,7 @@ static void row_axpby(enum dtype t)
 
     for (size_t i = 0; i < LEN(shape); i++)
         row_axpby_one(t, shape[i][0], shape[i][1]);
-    if (!cuda_kit_emulated()) {
+    if (!cuda_kit_small()) {
         row_axpby_one(t, 8, 4 * 64 * 64);
         row_axpby_one(t, 70001, 3);             /* more rows than a grid is high */
     }
@@ -162,7 +162,7 @@ static void lerp_mask(enum dtype t)
 
     for (size_t i = 0; i < LEN(shape); i++)
         lerp_one(t, shape[i][0], shape[i][1]);
-    if (!cuda_kit_emulated())
+    if (!cuda_kit_small())
         lerp_one(t, 8 * 64 * 64, 4);
 }
 
@@ -190,7 +190,7 @@ static void copy_rows(enum dtype t)
     for (size_t i = 0; i < LEN(shape); i++)
         for (int accumulate = 0; accumulate < 2; accumulate++)
             copy_rows_one(t, shape[i][0], shape[i][1], shape[i][2], shape[i][3], accumulate);
-    if (!cuda_kit_emulated()) {
+    if (!cuda_kit_small()) {
         copy_rows_one(t, 4 * 4096, 640, 320, 0, false);
         copy_rows_one(t, 4 * 4096, 640, 320, 0, true);
         copy_rows_one(t, 70001, 257, 3, 1, false);
@@ -223,7 +223,7 @@ static void permute(enum dtype t)
     permute_image(t, 2, 3, 13, 11);
     permute_image(t, 1, 4, 32, 24);
     permute_image(t, 1, 64, 6, 10);
-    if (!cuda_kit_emulated()) {
+    if (!cuda_kit_small()) {
         permute_image(t, 4, 3, 512, 512);
         permute_image(t, 2, 320, 64, 64);
     }
@@ -271,7 +271,7 @@ static void gather(enum dtype to)
         gather_one(to, (enum dtype)from, 5, 3, 1);
         gather_one(to, (enum dtype)from, 21, 50, 13);
         gather_one(to, (enum dtype)from, 33, 100, 40);
-        gather_one(to, (enum dtype)from, 77, 1000, cuda_kit_emulated() ? 24 : 768);
+        gather_one(to, (enum dtype)from, 77, 1000, cuda_kit_small() ? 24 : 768);
     }
 }
 

@@ -138,7 +138,7 @@ static void test_cublaslt(void)
 /* More shapes than are remembered, and the first ones again. */
 static void test_many(void)
 {
-    const int64_t n = cuda_kit_emulated() ? 1100 : 3000;
+    const int64_t n = cuda_kit_small() ? 1100 : 3000;
     bool ok = true;
 
     for (int64_t i = 0; i < n + 50; i++) {
@@ -157,7 +157,7 @@ static void test_big(void)
         { "deep",              64, 1280, 11520, 1, 0, 0, 0, 1, 0, APART },
     };
 
-    for (size_t i = 0; i < LEN(big) && !cuda_kit_emulated(); i++)
+    for (size_t i = 0; i < LEN(big) && !cuda_kit_small(); i++)
         for (int t = 0; t < N_DTYPE; t++)
             tap_ok(check(&big[i], false, true, (enum dtype)t, (enum dtype)t, F32), "%s, %s", big[i].why,
                    dtype_name((enum dtype)t));

@@ -241,13 +241,13 @@ int main(void)
         cuda_kit_odd = odd;
         for (int t = 0; t < N_DTYPE; t++) {
             for (size_t i = 0; i < LEN(shapes); i++)
-                if (!shapes[i].big || (!odd && !cuda_kit_emulated()))
+                if (!shapes[i].big || (!odd && !cuda_kit_small()))
                     group_norm(&shapes[i], (enum dtype)t, 0.5);
             for (size_t i = 0; i < LEN(wide); i++)
                 layer_norm((enum dtype)t, 11, wide[i], 0.5);
         }
     }
-    if (!cuda_kit_emulated())
+    if (!cuda_kit_small())
         layer_norm(BF16, 4 * 4096, 320, 0.5);
     cuda_kit_odd = false;
     far_from_zero();

@@ -70,7 +70,7 @@ int main(void)
         for (int t = 0; t < N_DTYPE; t++)
             for (size_t i = 0; i < LEN(shapes); i++)
                 for (int mode = 0; mode < 3; mode++)
-                    if (!shapes[i].big || (!odd && !cuda_kit_emulated()))
+                    if (!shapes[i].big || (!odd && !cuda_kit_small()))
                         resample(&shapes[i], (enum dtype)t, mode);
     }
     cuda_kit_odd = false;

@@ -383,14 +383,14 @@ int main(void)
             struct product_plan plan = plans[i];
 
             cuda_kit_odd = odd;
-            by_chance(plan, cuda_kit_emulated() ? odd ? 2 : i < 4 ? 9 : 4 : 200);
+            by_chance(plan, cuda_kit_small() ? odd ? 2 : i < 4 ? 9 : 4 : 200);
             if (odd)
                 continue;
             if (i < 8)
                 linear(plan);
             plan.split = 2;
             alone(&plan);
-            if (!cuda_kit_emulated())
+            if (!cuda_kit_small())
                 full_size(plan);
         }
     cuda_kit_odd = false;
