@@ -236,7 +236,16 @@ struct driver {
     CUresult (*granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags);
 };
 
-/* As the driver of CUDA 10.2 introduced them. */
+/* As the driver of CUDA 10.2 introduced it; runtimes before 12.5 cannot be told a version. */
+static cudaError_t driver_call(const char *name, void **at, enum cudaDriverEntryPointQueryResult *how)
+{
+#if CUDART_VERSION >= 12050
+    return cudaGetDriverEntryPointByVersion(name, at, 10020, cudaEnableDefault, how);
+#else
+    return cudaGetDriverEntryPoint(name, at, cudaEnableDefault, how);
+#endif
+}
+
 static const struct driver *driver(void)
 {
     static struct driver d;
@@ -254,8 +263,7 @@ static const struct driver *driver(void)
     for (size_t i = 0; !found && i < sizeof calls / sizeof *calls; i++) {
         enum cudaDriverEntryPointQueryResult how;
 
-        if (cudaGetDriverEntryPointByVersion(calls[i].name, calls[i].at, 10020, cudaEnableDefault, &how) != cudaSuccess
-            || how != cudaDriverEntryPointSuccess) {
+        if (driver_call(calls[i].name, calls[i].at, &how) != cudaSuccess || how != cudaDriverEntryPointSuccess) {
             (void)cudaGetLastError();
             tell(calls[i].name, "the driver does not have it");
             return NULL;

@@ -26,6 +26,7 @@
 #include <utility>
 
 #define UNICON_EMU 1
+#define CUDART_VERSION 13000
 
 /* ---- the language ---- */
 
