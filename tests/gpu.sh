@@ -101,6 +101,7 @@ limited() {
 tap() {
     local name ok bad
     name=$(basename "$2")
+    case $2 in */emu/*) name=emu-$name ;; esac
     [ -f "$2" ] || {
         missing="$missing $name"
         return 0

@@ -5,6 +5,7 @@
 # TEST_JOBS tests run at a time, by default one for each processor.
 if [ "$1" = --one ]; then
     name=$(basename "$3")
+    case $3 in */emu/*) name=emu-$name ;; esac      # of the same test on another device
     tap=$2/$name.tap
     rm -rf "$2/$name.dir"
     mkdir -p "$2/$name.dir" || exit 1
