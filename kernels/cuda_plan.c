@@ -322,20 +322,20 @@ static double lt_seconds(const struct product *p, const struct product_plan *pla
 
 void product_choose(struct product_plan *out, const struct product *p, int cc, int n_sm, size_t scratch)
 {
-    const bool can = product_tiles_can(p);
+    const bool can = product_tiles_can(p), by_wgmma = cc == CC_OF_WGMMA && product_forced != PRODUCT_BY_MMA_SYNC;
     double seconds;
 
     *out = (struct product_plan){ .way = PRODUCT_LT, .direct = direct(p), .in_place = true };
     for (int i = 0; i < p->n_part; i++)
         out->in_place = out->in_place && product_part_in_place(p, i);
     out->rows = rows_at_once(p, out->direct, scratch);
-    seconds = choose_tile(out, p, cc == CC_OF_WGMMA ? &wgmma : &mma_sync, n_sm, scratch);
+    seconds = choose_tile(out, p, by_wgmma ? &wgmma : &mma_sync, n_sm, scratch);
     /* a block that has a multiprocessor to itself has more in flight */
-    if (cc == CC_OF_WGMMA
+    if (by_wgmma
         && ceil_div(product_rows(p), out->tile_m) * ceil_div(p->Co, out->tile_n) * out->split <= n_sm)
         out->stages = STAGES_ALONE;
     if (product_forced)
-        out->way = can && product_forced == 1 + PRODUCT_TILES ? PRODUCT_TILES : PRODUCT_LT;
+        out->way = can && product_forced != 1 + PRODUCT_LT ? PRODUCT_TILES : PRODUCT_LT;
     else if (can && (cc < CC_OF_WGMMA || seconds < lt_seconds(p, out, n_sm)))
         out->way = PRODUCT_TILES;
 }

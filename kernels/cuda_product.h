@@ -85,6 +85,7 @@ int product_lt(struct kctx *k, const struct product *p, const struct product_pla
 int product_tiles(struct kctx *k, const struct product *p, const struct product_plan *plan);   /* tiles_cuda.cu */
 
 /* For tests and figures: 0 lets the planner choose, 1 + way forces a way wherever it can do the product. */
+enum { PRODUCT_BY_MMA_SYNC = 2 + PRODUCT_TILES };       /* PRODUCT_TILES without wgmma */
 extern int product_forced;
 
 #ifdef __cplusplus

@@ -227,11 +227,11 @@ static double allowed(const struct conv_case *s, const struct types *t)
 
 static bool check(const struct conv_case *s, const struct types *t)
 {
-    static const char *const name[] = { "as planned", "cuBLASLt", "tiles" };
+    static const char *const name[] = { "as planned", "cuBLASLt", "tiles", "tiles by mma.sync" };
     struct operands o = operands_make(s, t);
     bool ok = pack_on_device(&o) && kit_cpu->conv(kit_cpu_ctx(), &o.host) == K_OK;
 
-    for (int way = 0; way < 3; way++)
+    for (int way = 0; way < (int)LEN(name); way++)
         for (int small = 0; small < 1 + (way == 1 + PRODUCT_LT); small++) {
             struct kctx k = small ? little_scratch(&o) : *kit_cuda_ctx();
             int rc = K_OK;

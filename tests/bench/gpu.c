@@ -207,8 +207,8 @@ static double peak_of(const struct gpu *g, enum dtype t) { return g->peak[t] > 0
 /* Where the planner is not in the build there is one way. */
 #pragma weak product_forced
 
-enum { BATCH = 4, AUTO = 0, N_WAY = 3 };
-static const char *const way_name[N_WAY] = { "", ", cuBLASLt", ", tiles" };
+enum { BATCH = 4, AUTO = 0, N_WAY = 4 };
+static const char *const way_name[N_WAY] = { "", ", cuBLASLt", ", tiles", ", tiles by mma.sync" };
 
 static int do_conv(const struct kern *f, struct kctx *k, const void *arg) { return f->conv(k, arg); }
 
@@ -249,7 +249,7 @@ static bool product(struct gpu *g, const struct bench_shape *s, enum dtype t, un
         if (!(ways >> way & 1) || (way && !&product_forced))
             continue;
         if (&product_forced)
-            product_forced = way;       /* 1 + enum product_way */
+            product_forced = way;       /* 1 + enum product_way, PRODUCT_BY_MMA_SYNC */
         snprintf(name, sizeof name, "%s %s x%d %s%s", s->layer, bench_shape_text(s, text, sizeof text),
                  g->tiny ? 1 : BATCH, dtype_name(t), way_name[way]);
         seconds[way] = kernel_row(g, name, do_conv, &c, peak_of(g, t));
@@ -259,18 +259,18 @@ static bool product(struct gpu *g, const struct bench_shape *s, enum dtype t, un
     return true;
 }
 
-/* Both ways for bf16, the planner's choice for both types; then all of a pass of the UNet, each layer as often as it
+/* All ways for bf16, the planner's choice for both types; then all of a pass of the UNet, each layer as often as it
  * occurs: as chosen, and by whichever was best. */
 static void products(struct gpu *g, enum dtype t)
 {
-    const unsigned ways = t == BF16 ? 7 : 1;
+    const unsigned ways = t == BF16 ? 15 : 1;
     double flops = 0, chosen = 0, best = 0;
     char name[64];
 
     for (int i = 0; i < bench_n_shapes; i += g->tiny ? 5 : 1) {
         const struct bench_shape s = g->tiny ? tiny_shape(bench_shapes[i]) : bench_shapes[i];
         const size_t mark = arena_mark(&g->mem);
-        double seconds[N_WAY] = { -1, 0, 0 }, least;
+        double seconds[N_WAY] = { -1 }, least;
 
         if (!product(g, &s, t, ways, seconds))
             gpu_row(g, s.layer, -1, 0, true, 0, g->e.text);
