@@ -159,7 +159,10 @@ static bool make(struct dev_queue *q)
         tell("cuBLASLt", "it does not start");
         return false;
     }
-    return cuda_plans_open(q);
+    if (cuda_plans_open(q))
+        return true;
+    tell("cuBLASLt", "out of memory for its plans");
+    return false;
 }
 
 extern "C" int dev_cuda_open(struct dev_queue **out, int device, const char **why)
