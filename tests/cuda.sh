@@ -8,7 +8,7 @@ b=${B:-build/release}
 sample=${UNICON_SAMPLE:-$b/emu/unicon-sample}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/cuda.XXXXXX") || exit 1
 trap 'rm -rf "$tmp"' EXIT
-for part in sd1 depth; do
+for part in sd1 depth id control; do
     "$b/tool/tiny_base" "$part" "$tmp/$part" || exit 1
 done
 on() {                                      # on DEVICE OUT ARGUMENT..
@@ -37,6 +37,9 @@ ok 'text to image is the same picture' alike
 cp "$tmp/cpu.png" "$tmp/given.png"
 ok 'image to image, a batch of two, ancestral noise' alike --sampler euler-a --batch 2 --count 2
 ok 'x from y' alike --unicon "$tmp/depth" --y "$tmp/given.png" --task y2x
+ok 'two checkpoints, condition guidance' alike --unicon "$tmp/depth" --unicon "$tmp/id" --y "depth=$tmp/given.png" \
+    --y "id=$tmp/given.png" --cond-guidance depth=1.5
+ok 'ControlNet' alike --controlnet "edge=$tmp/control" --y "edge=$tmp/given.png" --cfg 3
 ok 'gradient guidance has no kernels yet' refused 'use --device cpu' --unicon "$tmp/depth" --y "$tmp/given.png" \
     --y-noise 0.5 --guide y
 ok 'a plan says what the device takes' on cuda plan.png --plan
