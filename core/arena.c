@@ -67,6 +67,8 @@ int arena_init(struct arena *a, const char *name, enum arena_place place, size_t
     if (cap_bytes > max_cap)
         return err_set(e, E_NOMEM, "arena '%s': nobody has %zu bytes", name, cap_bytes);
     a->cap = cap_bytes;
+    if (place == ARENA_CUDA && dev_cuda_most() && cap_bytes > dev_cuda_most())
+        a->cap = dev_cuda_most();       /* addresses beyond it would be of no use */
     if (arena_fault_now()) {
         a->cap = 0;
         return err_set(e, E_NOMEM, "arena '%s': out of memory, as the test wants it", name);

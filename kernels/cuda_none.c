@@ -40,6 +40,7 @@ int dev_cuda_open(struct dev_queue **out, int device, const char **why)
 void dev_cuda_close(struct dev_queue *q) { (void)q; }
 const char *dev_cuda_why(void) { return none; }
 size_t dev_cuda_step(void) { return (size_t)32 << 20; }
+size_t dev_cuda_most(void) { return 0; }
 
 void *dev_cuda_reserve(size_t bytes)
 {

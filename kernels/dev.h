@@ -52,6 +52,7 @@ const char *dev_cuda_why(void);
 /* ---- memory: addresses are reserved once, memory comes behind them in steps ----
  * Sizes and places are multiples of dev_cuda_step(). What is committed is not cleared. */
 size_t dev_cuda_step(void);
+size_t dev_cuda_most(void);                             /* all the memory that the thread's device has; 0: not known */
 void *dev_cuda_reserve(size_t bytes);                   /* NULL: see dev_cuda_why() */
 int dev_cuda_commit(void *base, size_t from, size_t to);
 void dev_cuda_unreserve(void *base, size_t committed, size_t bytes);   /* waits for all work on the device */

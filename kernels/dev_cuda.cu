@@ -299,6 +299,16 @@ extern "C" int64_t dev_cuda_free_bytes(struct dev_queue *q)
 /* Memory comes in the driver's granules, 2 MiB on all devices so far; 32 MiB at a time makes for few mappings. */
 extern "C" size_t dev_cuda_step(void) { return least_step * 16; }
 
+extern "C" size_t dev_cuda_most(void)
+{
+    size_t free_bytes = 0, total = 0;
+
+    if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
+        return total;
+    (void)cudaGetLastError();
+    return 0;
+}
+
 extern "C" void *dev_cuda_reserve(size_t bytes)
 {
     const struct driver *d = driver();

@@ -118,7 +118,13 @@ static void test_arena(struct device *d)
     }
     ok = !arena_init(&a, "vast", ARENA_CUDA, (size_t)1 << 42, &e);
     p = ok ? arena_push(&a, (size_t)1 << 41, &e) : NULL;
-    tap_ok(!p && e.code && strstr(e.text, "'vast'"), "more than there is: %s", e.text);
+    tap_ok(!p && says(&e, E_NOMEM, "'vast'"), "more than there is: %s", e.text);
+    if (cuda_kit_emulated()) {
+        err_clear(&e);
+        p = arena_push(&a, 3072 * MiB, &e);
+        ok = !p && says(&e, E_NOMEM, "MiB free of") && a.committed == 0 && arena_push(&a, 64 * MiB, &e);
+        tap_ok(ok, "more than is free leaves what was: %s", e.text);
+    }
     arena_free(&a);
     unsetenv("UNICON_EMU_MEMORY");
     free(small_host);
