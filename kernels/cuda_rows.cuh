@@ -39,6 +39,9 @@ template <bool ALIGNED, typename T> static __device__ __forceinline__ void store
         }                                                                                                           \
     } while (0)
 
+static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /* A block of threads on rows of channels: `lanes` vectors side by side, `rows` rows at a time. Thread t has vector
  * t % lanes of row t / lanes; threads beyond the last row idle. A row of C channels takes n_col such tiles. */
 enum { CUDA_TILE_THREADS = 320 };       /* ten warps: 40, 80 and 160 vectors, 320 to 1280 channels, leave none idle */

@@ -5,6 +5,7 @@
  * of Chan, Golub and LeVeque (1979), which cancels nothing: first a thread's pixels, then the threads on a channel,
  * then a group's channels, and at last an image's blocks. Where a group's pixels are few, one block has them all and
  * goes on to apply what it found. How an image is cut depends on its own size alone. */
+#include "kernels/cuda_act.cuh"
 #include "kernels/cuda_rows.cuh"
 
 enum {
@@ -245,11 +246,6 @@ template <typename T> static __global__ void group_join_kernel(struct gn p)
         put_stats<T>(&p, image, g, &s);
 }
 
-static __device__ __forceinline__ float silu(float z)
-{
-    return __fdividef(z, 1 + ptx_exp2(z * -1.44269504f));
-}
-
 /* y = act((x - mean) rstd gamma + beta) over the tile. One way of rounding, whichever kernel this is in. */
 template <bool ALIGNED, typename T>
 static __device__ __forceinline__ void apply_rows(const struct gn *p, const struct place *a, float *space)
@@ -287,7 +283,7 @@ static __device__ __forceinline__ void apply_rows(const struct gn *p, const stru
                 v[u][j] = fmaf(__fsub_rn(v[u][j], mean[j]), scale[j], beta[j]);
             if (p->silu)
                 for (int j = 0; j < V; j++)
-                    v[u][j] = silu(v[u][j]);
+                    v[u][j] = act_silu(v[u][j]);
             store_some<ALIGNED>(y + u * step * p->ldy, v[u], left);
         }
         x += AT_ONCE * step * p->ldx;
@@ -317,10 +313,6 @@ static __global__ void __launch_bounds__(CUDA_TILE_THREADS, 2) group_apply_kerne
 
     apply_rows<ALIGNED, T>(&p, &a, (float *)space);
 }
-
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -16,10 +16,6 @@ enum {
     SCRATCH = 4 << 20
 };
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- rows of n elements ---- */
 
 enum form { SUM, SQUARES, DOT, DISTANCE, NONFINITE };

@@ -48,11 +48,12 @@ bool cuda_kit_begin(void)
 
     kit_cpu = kern_cpu(NULL);
     kit_cuda = kern_cuda();
-    if (!kit_cuda || dev_cuda_open(&kit_queue, number ? atoi(number) : 0, &why)) {
+    if (!kit_cuda || dev_cuda_probe(&info, 1, &why) < 0) {
         printf("1..0 # SKIP %s\n", kit_cuda ? why : "this build has no CUDA");
         return false;
     }
-    dev_cuda_probe(&info, 1, NULL);
+    if (dev_cuda_open(&kit_queue, number ? atoi(number) : 0, &why))
+        stop("there is a device, and it cannot be used");
     kit.emulated = strstr(info.name, "emulated") != NULL;
     kit.cap = (cuda_kit_small() ? (size_t)512 << 20 : (size_t)8 << 30) / dev_cuda_step() * dev_cuda_step();
     kit.base = dev_cuda_reserve(kit.cap);

@@ -25,7 +25,8 @@ extern const double kit_near[N_DTYPE];          /* relative l2 that a result may
 extern bool cuda_kit_odd;                       /* mirrors to come begin 1 to 7 elements behind an aligned address */
 extern struct dev_queue *kit_queue;
 
-/* One of: the emulated device where it is linked, otherwise the first. False where there is none. UNICON_TEST_DEVICE=N
+/* One of: the emulated device where it is linked, otherwise the first. False where there is none; one that is there and
+ * does not open is a failure. UNICON_TEST_DEVICE=N
  * chooses another. */
 bool cuda_kit_begin(void);
 int cuda_kit_end(void);                         /* frees, ends the TAP output, gives main's result */

@@ -94,23 +94,28 @@ static void test_runs(void)
     tap_ok(ok, "a dry run says %zu bytes, the device gives %zu %s", said.peak_bytes, took[0].peak_bytes, e.text);
 }
 
-/* Our own numbers (Philox), in 16 bits beside the processor's in f32. */
+/* Our own numbers (Philox), in 16 bits beside the processor's in f32: as far off as the processor's own bf16, and half
+ * as much again, since ten guided steps add up. */
 static void test_bf16(void)
 {
     struct pair_run cuda = official(&runs[0], "cuda"), cpu = official(&runs[0], "cpu");
-    struct pair_latents a, b;
+    struct pair_latents a, b, own;
     struct err e = { 0 };
-    double worst = 0;
+    double worst = 0, most = 0;
     bool ok;
 
     cuda.official = cpu.official = false;
     cuda.schedule = cpu.schedule = "x=1:0 y=0";
     cuda.bf16 = true;
     ok = !pair_kit_run(kit, &cuda, &a, &e) && !pair_kit_run(kit, &cpu, &b, &e);
-    for (int i = 0; ok && i < 2; i++)
+    cpu.bf16 = true;
+    ok = ok && !pair_kit_run(kit, &cpu, &own, &e);
+    for (int i = 0; ok && i < 2; i++) {
         worst = fmax(worst, pair_kit_distance(a.z[i], b.z[i]));
-    /* ten guided steps add up: the processor's own bf16 is off by about as much */
-    tap_ok(ok && worst <= 0.1, "bf16 on the device, f32 on the processor, after ten steps: %.1e %s", worst, e.text);
+        most = fmax(most, 1.5 * pair_kit_distance(own.z[i], b.z[i]));
+    }
+    tap_ok(ok && worst <= most, "bf16 on the device, f32 on the processor, after ten steps: %.1e of %.1e %s", worst,
+           most, e.text);
 }
 
 /* Requests through one pipeline: the bits of the run by itself, steps as graphs that are made once. */
