@@ -7,8 +7,8 @@
  *  - a barrier that not all living threads reach ends the program with the kernel's name
  *  - queued work runs only when the host waits for it, so that what the host reads, frees or changes too early is wrong
  *  - device memory cannot be touched by the host: outside kernels and copies its pages have no access
- *  - shared memory and what cudaMalloc gives are filled with NaN (mapped memory is not); asynchronous copies land only when they are
- *    waited for, or at once where the order is shuffled
+ *  - shared memory and what cudaMalloc gives are filled with NaN (mapped memory is not); asynchronous copies land only
+ *    when they are waited for, or at once where the order is shuffled
  *  - launches are checked against the limits of a device
  * It is not a model of time. */
 #ifndef UNICON_TESTS_EMU_CUDA_RUNTIME_H
